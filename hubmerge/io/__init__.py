@@ -1,0 +1,1 @@
+"""Reading and writing safetensors bytes: headers, ranged sources, the shard writer."""

@@ -1,0 +1,399 @@
+"""The value types and protocols that all layers share: what a tensor, a model, a method and a plan are."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["linear", "embedding", "conv", "vector"]
+Scope = Literal["tensor", "model"]
+
+
+# --- dtypes -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """A safetensors dtype: its torch name, its size, and whether a merge may compute with it."""
+
+    name: str
+    torch_name: str
+    nbytes: int
+    mergeable: bool = False
+
+    @property
+    def torch(self) -> torch.dtype:
+        """The torch dtype of the same name."""
+        import torch
+
+        dtype = getattr(torch, self.torch_name)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+
+# Sub-byte formats (F4, F6) are left out on purpose: a checkpoint that uses them is quantised and refused by name.
+DTYPES: Mapping[str, Dtype] = {
+    d.name: d
+    for d in (
+        Dtype("F64", "float64", 8, True),
+        Dtype("F32", "float32", 4, True),
+        Dtype("F16", "float16", 2, True),
+        Dtype("BF16", "bfloat16", 2, True),
+        Dtype("F8_E4M3", "float8_e4m3fn", 1),
+        Dtype("F8_E5M2", "float8_e5m2", 1),
+        Dtype("F8_E8M0", "float8_e8m0fnu", 1),
+        Dtype("I64", "int64", 8),
+        Dtype("I32", "int32", 4),
+        Dtype("I16", "int16", 2),
+        Dtype("I8", "int8", 1),
+        Dtype("U64", "uint64", 8),
+        Dtype("U32", "uint32", 4),
+        Dtype("U16", "uint16", 2),
+        Dtype("U8", "uint8", 1),
+        Dtype("BOOL", "bool", 1),
+        Dtype("C64", "complex64", 8),
+    )
+}
+DTYPE_BY_TORCH_NAME: Mapping[str, Dtype] = {d.torch_name: d for d in DTYPES.values()}
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One stored tensor: its type and the half-open byte range it occupies in a file of its model."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    file: str
+    start_byte: int
+    end_byte: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        n = 1
+        for s in self.shape:
+            n *= s
+        return n
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the byte range."""
+        return self.end_byte - self.start_byte
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpec:
+    """A file of a pinned model: digests where the source knows them without reading the bytes."""
+
+    path: str
+    size_bytes: int
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedModel:
+    """A model whose commit, files and tensor inventory are known; nothing but headers has been read."""
+
+    role: Literal["base", "model"]
+    name: str
+    repo: str
+    commit: str | None
+    """The Hub commit; None for a local folder."""
+    root: str | None
+    """Folder of a local model; None for a Hub repo."""
+    files: Mapping[str, FileSpec]
+    tensors: Mapping[str, TensorSpec]
+    config: Mapping[str, Any]
+    adapter: Mapping[str, Any] | None = None
+    """``adapter_config.json`` of a PEFT adapter; None for a full checkpoint."""
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """Front matter of the model card."""
+    header_sha256: str = ""
+    """Digest over the safetensors headers: identifies a local folder's layout without reading its weights."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the model is a folder on this machine."""
+        return self.root is not None
+
+
+class ByteSource(Protocol):
+    """Random access to the bytes of one file; safe to call from several threads."""
+
+    size_bytes: int
+
+    def read_into(self, start_byte: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``start_byte`` on, or raise SourceError; never a short read."""
+
+    def close(self) -> None:
+        """Release the file or connection."""
+
+
+# --- merge methods ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A matrix kept as factors: ``scale * up @ down``.
+
+    Shapes: up (out, r), down (r, in), in the mathematical [out, in] orientation.
+    """
+
+    up: torch.Tensor
+    down: torch.Tensor
+    scale: float = 1.0
+
+    def dense(self) -> torch.Tensor:
+        """The product, (out, in)."""
+        return (self.up @ self.down) * self.scale
+
+
+class Params(BaseModel):
+    """Parameters of a method. Unknown keys are errors; every field carries a description.
+
+    A field that may differ between models is declared with ``json_schema_extra={"per_model": True}``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TensorGroup(ABC):
+    """All versions of one tensor, or of one chunk of it, as a merge method sees them.
+
+    Values come in the compute dtype (float64 if any input is float64, else float32). An element-wise method gets a flat chunk
+    (n,) that starts at element ``start`` of the tensor; a matrix method gets the whole tensor, 2-D weights of linear layers
+    as (out, in) whatever their stored orientation.
+    """
+
+    name: str
+    index: int
+    """Position of the tensor in the model's canonical order."""
+    kind: Kind
+    shape: tuple[int, ...]
+    """Shape of the whole tensor as stored."""
+    start: int
+    """Flat index of the chunk's first element; 0 for a matrix method."""
+    tasks: tuple[str, ...]
+    """The models' names, in the recipe's order."""
+    weights: tuple[float, ...]
+    """The models' coefficients, in the recipe's order."""
+    params: tuple[Any, ...]
+    """The method's parameters as they hold for each model."""
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def numel(self) -> int:
+        """Elements in the whole tensor."""
+        n = 1
+        for s in self.shape:
+            n *= s
+        return n
+
+    @abstractmethod
+    def base(self) -> torch.Tensor:
+        """The base's values; read-only."""
+
+    @abstractmethod
+    def model(self, i: int) -> torch.Tensor:
+        """Model i's own values, in a fresh buffer that the caller may overwrite."""
+
+    @abstractmethod
+    def delta(self, i: int) -> torch.Tensor:
+        """Model i minus base, in a fresh buffer that the caller may overwrite."""
+
+    def factors(self, i: int) -> LowRank | None:
+        """Model i's delta as factors, if it is known in that form."""
+        return None
+
+
+@runtime_checkable
+class Stats(Protocol):
+    """What an observing pass learns. Sums are exact and independent of order and of how tensors are cut into chunks."""
+
+    done: bool
+    """No further pass is needed."""
+
+    def __add__(self, other: Self) -> Self: ...
+
+    def wants(self, name: str) -> bool:
+        """Whether the next pass needs to see this tensor."""
+        ...
+
+
+class Method(ABC):
+    """A merge method: pure tensor algebra on one tensor at a time.
+
+    A method that needs to know more than the chunk in front of it (a threshold, a norm, the angle between two models) returns
+    an initial ``Stats`` from ``begin``. The engine then repeats passes: it adds up ``observe`` over all chunks of the scope and hands
+    the sum to ``settle``, until the result says ``done``; then it calls ``merge`` chunk by chunk.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One sentence with the rule."""
+    paper: ClassVar[str]
+    """Title, authors' short form and arXiv id or DOI."""
+    parameters: ClassVar[type[Params]]
+    unit: ClassVar[Literal["element", "matrix"]] = "element"
+    uses_base: ClassVar[bool] = True
+    """Whether the result depends on the base's values."""
+    min_models: ClassVar[int] = 1
+    max_models: ClassVar[int | None] = None
+
+    def scope(self, p: Any) -> Scope:
+        """What the statistics are about: each tensor by itself, or the whole model."""
+        return "tensor"
+
+    def begin(self, p: Any) -> Any | None:
+        """The Stats to start the first pass with; None if the method needs no pass."""
+        return None
+
+    def observe(self, group: TensorGroup, p: Any, stats: Any) -> Any:
+        """This chunk's contribution to the current pass (a Stats); ``stats`` is what the pass started with."""
+        raise NotImplementedError(f"{self.name} has no observing pass")
+
+    def settle(self, stats: Any, total: Any, p: Any) -> Any:
+        """Turn the pass's total into what the next pass, or the merge, needs."""
+        return total
+
+    @abstractmethod
+    def merge(self, group: TensorGroup, p: Any, stats: Any | None) -> torch.Tensor | LowRank:
+        """The merged values of the chunk, base included; or a LowRank delta that is to be added to the base.
+
+        Shapes: as the group's tensors.
+        """
+
+
+# --- plan -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """A tensor of a model that is an adapter: its delta is computed from the adapter's own small tensors."""
+
+    module: str
+    """Path of the adapted module in the base's namespace, without the parameter's name."""
+    parameter: str
+    """``weight`` or ``bias``."""
+
+
+Input = TensorSpec | AdapterRef | None
+"""Where a model's version of a tensor comes from; None: the model does not change it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The method's parameters as they hold for one tensor."""
+
+    params: Any
+    per_model: tuple[Any, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorJob:
+    """One tensor of the output, or a range of its rows: what it is made of and where it goes."""
+
+    index: int
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: Dtype
+    output: int
+    """Index of the output file."""
+    start_byte: int
+    end_byte: int
+    """Half-open byte range in the output file."""
+    action: Literal["merge", "copy"]
+    base: TensorSpec | None
+    inputs: tuple[Input, ...]
+    """One entry per model of the recipe; empty for a copy."""
+    settings: Settings | None = None
+    source: int = -1
+    """For a copy: which model ``base`` belongs to; -1 is the base model."""
+    transposed: bool = False
+    """A linear weight stored [in, out], as GPT-2's Conv1D does."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        n = 1
+        for s in self.shape:
+            n *= s
+        return n
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A safetensors file of the result: its header and length are known before any weight is read."""
+
+    path: str
+    header: bytes
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SmallFile:
+    """A file that accompanies the weights: either copied from a source or generated."""
+
+    path: str
+    source: int | None = None
+    """Model to copy from (-1 is the base); None when ``content`` is given."""
+    content: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something the plan found: an error stops the run, a warning is printed and recorded."""
+
+    severity: Literal["error", "warning", "note"]
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every decision of a run, as plain values; nothing is decided while bytes move."""
+
+    method: str
+    base: PinnedModel
+    models: tuple[PinnedModel, ...]
+    jobs: tuple[TensorJob, ...]
+    outputs: tuple[OutputFile, ...]
+    files: tuple[SmallFile, ...]
+    problems: tuple[Problem, ...]
+    seed: int
+    params: Any
+    """The method's parameters where no per-tensor setting applies."""
+    digest: str
+    """sha256 over everything that decides the output's bytes."""
+
+    def pinned(self, source: int) -> PinnedModel:
+        """The model with this index; -1 is the base."""
+        return self.base if source < 0 else self.models[source]
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that puts ``layers.2`` before ``layers.10``: the canonical order of tensors."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)
+
+
+def total_bytes(specs: Sequence[TensorSpec]) -> int:
+    """Sum of the byte ranges."""
+    return sum(s.size_bytes for s in specs)
