@@ -60,6 +60,8 @@ class ShardWriter:
 
     def mark(self, start_byte: int, end_byte: int) -> None:
         """Declare a range finished: it will not be written again, and may be hashed."""
+        if start_byte == end_byte:
+            return  # an empty tensor starts where its successor does
         with self._condition:
             self._finished[start_byte] = end_byte
             moved = False
