@@ -327,6 +327,8 @@ class TensorJob:
     settings: Settings | None = None
     source: int = -1
     """For a copy: which model ``base`` belongs to; -1 is the base model."""
+    method: str = ""
+    """Another method than the plan's, for rows that not all models have."""
     transposed: bool = False
     """A linear weight stored [in, out], as GPT-2's Conv1D does."""
 

@@ -1,0 +1,448 @@
+"""Run a Plan: read, merge, write and ship, overlapped, in cache-sized chunks, with nothing decided on the way.
+
+Every result is the same for any chunk size, number of workers and order of completion: chunks start at multiples of
+``GRAIN``, statistics add up exactly, and each output byte has one writer.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from hubmerge.io.writer import ShardWriter
+from hubmerge.methods import get_method
+from hubmerge.reader import ChunkGroup, Scratch, Slot, Versions
+from hubmerge.spec import AdapterRef, ByteSource, LowRank, Method, OutputFile, Plan, TensorJob, TensorSpec
+
+log = logging.getLogger(__name__)
+
+GRAIN = 32768
+"""Chunks start at multiples of this many elements; methods sum over blocks of this size."""
+
+
+class Sources(Protocol):
+    """Where the engine gets bytes from."""
+
+    def open(self, source: int, file: str) -> ByteSource:
+        """A file of a model (-1 is the base); the same object for the same file."""
+        ...
+
+    def is_remote(self, source: int) -> bool:
+        """Whether small reads are dear, so that pieces are fetched whole."""
+        ...
+
+    def adapter_delta(self, source: int, ref: AdapterRef, base: torch.Tensor, transposed: bool) -> torch.Tensor:
+        """The dense delta an adapter makes of one parameter, in the stored orientation."""
+        ...
+
+    def adapter_factors(self, source: int, ref: AdapterRef) -> LowRank | None:
+        """The same delta as factors, where the adapter keeps it so."""
+        ...
+
+
+class Sink(Protocol):
+    """Where finished files go."""
+
+    def path(self, output: OutputFile) -> Path:
+        """Where to write this file; may wait until there is room for it."""
+        ...
+
+    def finished(self, output: OutputFile, path: Path, sha256: str) -> None:
+        """The file is whole and flushed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How to run; none of it changes a bit of the result."""
+
+    workers: int = 2
+    chunk_elements: int = 4 * GRAIN
+    piece_elements: int = 128 * GRAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Reported after every finished piece."""
+
+    done_bytes: int
+    total_bytes: int
+    output: str
+
+
+class Cancelled(Exception):  # noqa: N818 - control flow between workers, never seen outside
+    """Another worker failed or the user interrupted."""
+
+
+class Schedule:
+    """Callables run by several threads in order of priority; a running one may add more. The first exception stops all."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[tuple[int, ...], int, Callable[[Scratch], None]]] = []
+        self._condition = threading.Condition()
+        self._order = itertools.count()
+        self._busy = 0
+        self.error: BaseException | None = None
+
+    def add(self, priority: tuple[int, ...], work: Callable[[Scratch], None]) -> None:
+        """Queue work; lower priorities run first."""
+        with self._condition:
+            heapq.heappush(self._heap, (priority, next(self._order), work))
+            self._condition.notify()
+
+    def stop(self, error: BaseException) -> None:
+        """Let no further work start; the first error wins."""
+        with self._condition:
+            if self.error is None:
+                self.error = error
+            self._heap.clear()
+            self._condition.notify_all()
+
+    def run(self, workers: int) -> None:
+        """Work until nothing is queued or running; raises the first error."""
+        threads = [threading.Thread(target=self._work, name=f"merge {i}", daemon=True) for i in range(workers)]
+        for t in threads:
+            t.start()
+        try:
+            for t in threads:
+                while t.is_alive():
+                    t.join(0.2)
+        except BaseException as e:
+            self.stop(e)
+            for t in threads:
+                t.join()
+            raise
+        if self.error is not None:
+            raise self.error
+
+    def _next(self) -> Callable[[Scratch], None] | None:
+        with self._condition:
+            while not self._heap:
+                if self._busy == 0 or self.error is not None:
+                    self._condition.notify_all()
+                    return None
+                self._condition.wait()
+            self._busy += 1
+            return heapq.heappop(self._heap)[2]
+
+    def _work(self) -> None:
+        # One thread of torch per worker: parallelism is over chunks, and reductions must not depend on thread counts.
+        torch.set_num_threads(1)
+        scratch = Scratch()
+        with torch.inference_mode():
+            while (work := self._next()) is not None:
+                try:
+                    work(scratch)
+                except Cancelled:
+                    pass
+                except BaseException as e:  # noqa: BLE001 - handed to the thread that called run()
+                    self.stop(e)
+                finally:
+                    with self._condition:
+                        self._busy -= 1
+                        self._condition.notify_all()
+
+
+class Outputs:
+    """The writers of a run, opened when first needed and finished when their last byte is there."""
+
+    def __init__(self, plan: Plan, sink: Sink) -> None:
+        self._plan = plan
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in plan.outputs]
+        self._writers: dict[int, ShardWriter] = {}
+        self._left = [0] * len(plan.outputs)
+        for job in plan.jobs:
+            self._left[job.output] += job.end_byte - job.start_byte
+        self._empty = [o for o, left in enumerate(self._left) if left == 0]
+
+    def writer(self, output: int) -> ShardWriter:
+        """The writer of an output file; may wait for room."""
+        with self._locks[output]:
+            found = self._writers.get(output)
+            if found is None:
+                spec = self._plan.outputs[output]
+                found = self._writers[output] = ShardWriter(self._sink.path(spec), spec.size_bytes, spec.header)
+            return found
+
+    def written(self, output: int, start_byte: int, end_byte: int) -> None:
+        """Count a finished range; the last one ships the file."""
+        self.writer(output).mark(start_byte, end_byte)
+        with self._lock:
+            self._left[output] -= end_byte - start_byte
+            last = self._left[output] == 0
+        if last:
+            self.ship(output)
+
+    def ship(self, output: int) -> None:
+        """Finish a complete file and hand it to the sink."""
+        writer = self.writer(output)
+        sha256 = writer.finish()
+        self._sink.finished(self._plan.outputs[output], writer.path, sha256)
+
+    def ship_empty(self) -> None:
+        """Files without a single element are complete from the start."""
+        for output in self._empty:
+            self.ship(output)
+
+    def abort(self) -> None:
+        """Remove everything unfinished."""
+        for writer in self._writers.values():
+            writer.abort()
+
+
+class Engine:
+    """Runs one plan once."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sources: Sources,
+        sink: Sink,
+        tuning: Tuning | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.sources = sources
+        self.tuning = tuning or Tuning()
+        if self.tuning.chunk_elements % GRAIN or self.tuning.piece_elements % self.tuning.chunk_elements:
+            raise ValueError(f"chunks must be multiples of {GRAIN} elements, pieces multiples of chunks")
+        self._outputs = Outputs(plan, sink)
+        self._progress = progress or (lambda _: None)
+        self._schedule = Schedule()
+        self._lock = threading.Lock()
+        self._done_bytes = 0
+        self._total_bytes = sum(j.end_byte - j.start_byte for j in plan.jobs)
+        self._method = get_method(plan.method)
+
+    def run(self) -> None:
+        """Produce every output file.
+
+        Raises:
+            HubMergeError: An input, the disk or the network failed; nothing is left under the sink's paths.
+        """
+        try:
+            stats = self._model_stats()
+            for job in self.plan.jobs:
+                if job.action == "copy":
+                    self._add_pieces(job, lambda s, job, a, b: self._copy(s, job, a, b))
+                else:
+                    self._start(job, stats)
+            self._outputs.ship_empty()
+            self._run_schedule()
+        except BaseException:
+            self._outputs.abort()
+            raise
+
+    def _run_schedule(self) -> None:
+        workers = self.tuning.workers
+        if any(self.sources.is_remote(s) for s in range(-1, len(self.plan.models))):
+            workers = max(workers, 4)  # some wait for the network while others compute
+        self._schedule.run(workers)
+
+    # --- statistics -----------------------------------------------------------------------------------------
+
+    def _model_stats(self) -> Any | None:
+        """Passes over the whole model, for methods whose statistics are about all of it."""
+        method, p = self._method, self.plan.params
+        if method.scope(p) != "model":
+            return None
+        stats = method.begin(p)
+        jobs = [j for j in self.plan.jobs if j.action == "merge" and self._method_of(j) is method]
+        while stats is not None and not stats.done:
+            totals: list[Any] = []
+            for job in jobs:
+                if stats.wants(job.name):
+                    self._add_observers(job, p, stats, totals.append)
+            self._run_schedule()
+            if not totals:
+                break
+            stats = method.settle(stats, _total(totals), p)
+        return stats
+
+    def _add_observers(self, job: TensorJob, p: Any, stats: Any, keep: Callable[[Any], None]) -> None:
+        method = self._method_of(job)
+
+        def observe(scratch: Scratch, job: TensorJob, start: int, stop: int) -> None:
+            group = self._group(job, start, stop, scratch)
+            found = [method.observe(group, p, stats) for _ in self._chunks(group, start, stop)]
+            total = _total(found)
+            with self._lock:
+                keep(total)
+
+        self._add_pieces(job, observe)
+
+    def _start(self, job: TensorJob, model_stats: Any | None) -> None:
+        """Queue a tensor: straight to the merge, or through its own passes first."""
+        method = self._method_of(job)
+        assert job.settings is not None
+        p = job.settings.params
+        if model_stats is not None and method is self._method:
+            self._add_merge(job, model_stats)
+        elif (stats := method.begin(p)) is None or job.numel == 0:
+            self._add_merge(job, stats)
+        else:
+            self._next_pass(job, p, stats)
+
+    def _next_pass(self, job: TensorJob, p: Any, stats: Any) -> None:
+        method = self._method_of(job)
+        if stats.done:
+            self._add_merge(job, stats)
+            return
+        totals: list[Any] = []
+        expected = sum(1 for _ in self._pieces(job))
+
+        def keep(total: Any) -> None:
+            totals.append(total)
+            if len(totals) == expected:
+                self._next_pass(job, p, method.settle(stats, _total(totals), p))
+
+        self._add_observers(job, p, stats, keep)
+
+    # --- work on one piece ----------------------------------------------------------------------------------
+
+    def _method_of(self, job: TensorJob) -> Method:
+        return get_method(job.method) if job.method else self._method
+
+    def _whole_only(self, job: TensorJob) -> bool:
+        return any(isinstance(i, AdapterRef) for i in job.inputs) or (
+            job.action == "merge" and self._method_of(job).unit == "matrix"
+        )
+
+    def _pieces(self, job: TensorJob) -> Iterator[tuple[int, int]]:
+        step = job.numel if self._whole_only(job) else self.tuning.piece_elements
+        for start in range(0, job.numel, max(step, 1)):
+            yield start, min(start + step, job.numel)
+
+    def _add_pieces(self, job: TensorJob, work: Callable[[Scratch, TensorJob, int, int], None]) -> None:
+        for start, stop in self._pieces(job):
+            self._schedule.add((job.output, job.start_byte), lambda s, a=start, b=stop: work(s, job, a, b))  # type: ignore[misc]
+
+    def _add_merge(self, job: TensorJob, stats: Any | None) -> None:
+        self._add_pieces(job, lambda scratch, job, start, stop: self._merge(scratch, job, start, stop, stats))
+
+    def _chunks(self, group: ChunkGroup, start: int, stop: int) -> Iterator[int]:
+        """Move the group over a piece; yields the number of elements each time."""
+        if self._method_of(group.job).unit == "matrix":
+            self._check_stopped()
+            group.whole()
+            yield stop - start
+            return
+        for low in range(start, stop, self.tuning.chunk_elements):
+            self._check_stopped()
+            n = min(self.tuning.chunk_elements, stop - low)
+            group.move(low, n)
+            yield n
+
+    def _check_stopped(self) -> None:
+        if self._schedule.error is not None:
+            raise Cancelled
+
+    def _group(self, job: TensorJob, start: int, stop: int, scratch: Scratch) -> ChunkGroup:
+        base = Slot(job.base, self.sources.open(-1, job.base.file)) if job.base is not None else None
+        models: list[Slot | torch.Tensor | None] = []
+        factors: list[LowRank | None] = []
+        compute = torch.float64 if _any_float64(job) else torch.float32
+        for i, given in enumerate(job.inputs):
+            factors.append(self.sources.adapter_factors(i, given) if isinstance(given, AdapterRef) else None)
+            if isinstance(given, TensorSpec):
+                models.append(Slot(given, self.sources.open(i, given.file)))
+            elif isinstance(given, AdapterRef):
+                assert base is not None
+                delta = self._adapter_delta(job, base, i, given, compute)
+                models.append(delta.reshape(-1))
+                compute = torch.promote_types(compute, delta.dtype)
+            else:
+                models.append(None)
+        versions = Versions(job, base, tuple(models), tuple(factors), compute)
+        if any(self.sources.is_remote(s) for s in range(-1, len(self.plan.models))):
+            versions.stage(start, stop)
+        assert job.settings is not None
+        return ChunkGroup(self.plan, versions, job.settings, scratch)
+
+    def _adapter_delta(
+        self, job: TensorJob, base: Slot, source: int, ref: AdapterRef, compute: torch.dtype
+    ) -> torch.Tensor:
+        """The adapter's delta of the whole tensor: its kinds need the matrix, not a chunk of it."""
+        values = base.read(0, job.numel, Scratch()).to(compute).view(job.shape)
+        with torch.inference_mode(False), torch.no_grad():
+            return self.sources.adapter_delta(source, ref, values.clone(), job.transposed)
+
+    def _merge(self, scratch: Scratch, job: TensorJob, start: int, stop: int, stats: Any | None) -> None:
+        method = self._method_of(job)
+        group = self._group(job, start, stop, scratch)
+        writer = self._outputs.writer(job.output)
+        width = job.dtype.nbytes
+        low = start
+        assert job.settings is not None
+        for n in self._chunks(group, start, stop):
+            merged = method.merge(group, job.settings.params, stats)
+            if isinstance(merged, LowRank):
+                merged = group.base() + merged.dense()
+            if job.transposed and method.unit == "matrix":
+                merged = merged.T
+            out = _cast(merged.reshape(-1), job, scratch)
+            if not math.isfinite(float(out.sum(dtype=torch.float32))) and not bool(torch.isfinite(out).all()):
+                raise group.non_finite(self._label)
+            writer.write(job.start_byte + low * width, memoryview(out.view(torch.uint8).numpy()))
+            low += n
+        self._finished(job, start, stop)
+
+    def _copy(self, scratch: Scratch, job: TensorJob, start: int, stop: int) -> None:
+        spec = job.base
+        assert spec is not None
+        slot = Slot(spec, self.sources.open(job.source, spec.file))
+        if self.sources.is_remote(job.source):
+            slot.stage(start, stop)
+        writer = self._outputs.writer(job.output)
+        for low in range(start, stop, self.tuning.chunk_elements):
+            self._check_stopped()
+            scratch.reset()
+            values = slot.read(low, min(self.tuning.chunk_elements, stop - low), scratch)
+            out = values if spec.dtype == job.dtype else values.to(job.dtype.torch)
+            writer.write(job.start_byte + low * job.dtype.nbytes, memoryview(out.view(torch.uint8).numpy()))
+        self._finished(job, start, stop)
+
+    def _finished(self, job: TensorJob, start: int, stop: int) -> None:
+        width = job.dtype.nbytes
+        with self._lock:
+            self._done_bytes += (stop - start) * width
+            progress = Progress(self._done_bytes, self._total_bytes, self.plan.outputs[job.output].path)
+        self._outputs.written(job.output, job.start_byte + start * width, job.start_byte + stop * width)
+        self._progress(progress)
+
+    def _label(self, source: int) -> str:
+        model = self.plan.pinned(source)
+        return f"{model.repo}@{model.commit[:12]}" if model.commit else model.repo
+
+
+def _total(parts: list[Any]) -> Any:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _any_float64(job: TensorJob) -> bool:
+    specs = [job.base, *job.inputs]
+    return any(isinstance(s, TensorSpec) and s.dtype.name == "F64" for s in specs)
+
+
+def _cast(merged: torch.Tensor, job: TensorJob, scratch: Scratch) -> torch.Tensor:
+    dtype = job.dtype.torch
+    if merged.dtype == dtype:
+        return merged.contiguous()
+    return scratch.take(merged.numel(), dtype).copy_(merged)
+
+
+__all__ = ["GRAIN", "Engine", "Progress", "Sink", "Sources", "Tuning"]
