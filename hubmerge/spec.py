@@ -231,8 +231,11 @@ class Stats(Protocol):
 
     def __add__(self, other: Self) -> Self: ...
 
-    def wants(self, name: str) -> bool:
-        """Whether the next pass needs to see this tensor."""
+    def wants(self, name: str, start: int = 0, stop: int | None = None) -> bool:
+        """Whether the next pass needs elements [start, stop) of this tensor.
+
+        Without a range: whether it needs any of the tensor. A chunk that is not wanted need not be read; seeing it does no harm.
+        """
         ...
 
 
@@ -269,8 +272,12 @@ class Method(ABC):
         raise NotImplementedError(f"{self.name} has no observing pass")
 
     def settle(self, stats: Any, total: Any, p: Any) -> Any:
-        """Turn the pass's total into what the next pass, or the merge, needs."""
+        """Turn the pass's total into what the next pass, or the merge, needs; ``total`` is never None."""
         return total
+
+    def problem(self, p: Any, weights: Sequence[float]) -> str | None:
+        """Why these settings cannot be merged, with the values; None if they can."""
+        return None
 
     @abstractmethod
     def merge(self, group: TensorGroup, p: Any, stats: Any | None) -> torch.Tensor | LowRank:
