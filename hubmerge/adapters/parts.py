@@ -1,0 +1,247 @@
+"""From an adapter's headers to the parameters of the base that it changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hubmerge.adapters.config import is_plain_lora, kind_of, lora_rank
+from hubmerge.adapters.kinds import PREFIXES, TOKENS, WRAPPERS, AdapterKind
+from hubmerge.errors import SourceError, UnsupportedAdapterError
+from hubmerge.spec import TensorSpec
+
+ROOT = "base_model.model."
+BASE_LAYER = "base_layer."
+TOKEN_ADAPTER = "token_adapter."  # noqa: S105 (a name in PEFT's files)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPart:
+    """What an adapter does to one parameter of its base.
+
+    ``low_rank``: the base plus something that depends on the adapter alone. ``generic``: a function of the base's
+    values. ``replace``: the adapter stores the whole parameter.
+    """
+
+    module: str
+    """Path in the adapter's namespace, e.g. ``model.layers.0.self_attn.q_proj``."""
+    parameter: str
+    """``weight``, ``bias``, or the name of another parameter or buffer of a module that is replaced."""
+    kind: Literal["low_rank", "generic", "replace"]
+    tensors: tuple[TensorSpec, ...]
+    """The adapter's stored tensors that it needs."""
+    rank: int | None = None
+    optional: bool = False
+    """The adapter cannot tell whether the base has this parameter; without it there is nothing to do."""
+
+    @property
+    def name(self) -> str:
+        """The parameter's name in the adapter's namespace."""
+        return f"{self.module}.{self.parameter}" if self.module else self.parameter
+
+    def roles(self) -> dict[str, TensorSpec]:
+        """The stored tensors by their name below the module; shared ones by their name at the top."""
+        return {_role(spec.name, self.module): spec for spec in self.tensors}
+
+
+def _role(name: str, module: str) -> str:
+    own = f"{ROOT}{module}." if module else ROOT
+    return name.removeprefix(own) if name.startswith(own) else name.removeprefix("base_model.")
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """The adapter's tensors, told apart by their names."""
+
+    adapted: dict[str, dict[str, TensorSpec]] = field(default_factory=dict)
+    full: dict[tuple[str, str], TensorSpec] = field(default_factory=dict)
+    wrapped: dict[tuple[str, str], TensorSpec] = field(default_factory=dict)
+    shared: dict[str, TensorSpec] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+
+def inventory(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec], where: str) -> tuple[AdapterPart, ...]:
+    """Every parameter of the base that the adapter changes, from headers alone.
+
+    Args:
+        config: The parsed ``adapter_config.json``, as ``check_config`` accepts it.
+        tensors: The stored tensors by name.
+        where: The adapter's name, for messages.
+
+    Returns:
+        One part for each parameter, in the order of the stored tensors.
+
+    Raises:
+        UnsupportedAdapterError: A stored tensor has a name that this kind of adapter does not use.
+        SourceError: A tensor is missing or does not fit the config.
+    """
+    kind = kind_of(config, where)
+    found = _sort(config, kind, tensors)
+    if found.unknown:
+        raise UnsupportedAdapterError(
+            f"{where}: {len(found.unknown)} stored tensors are not known for a {kind.peft_type} adapter: "
+            + _few(found.unknown),
+            hint="If it targets torch's MultiheadAttention or parameters of expert blocks, it cannot be merged here.",
+        )
+    missing = sorted(kind.shared - found.shared.keys())
+    if missing:
+        raise SourceError(f"{where}: the {kind.peft_type} adapter lacks its shared tensors {', '.join(missing)}")
+    parts = [part for module in found.adapted for part in _module_parts(config, kind, module, found, where)]
+    for (module, parameter), spec in (found.full | found.wrapped).items():
+        parts.append(AdapterPart(module, parameter, "replace", (spec,)))
+    if not parts:
+        raise SourceError(f"{where}: the adapter stores no tensors")
+    order = {spec.name: i for i, spec in enumerate(tensors.values())}
+    return tuple(sorted(parts, key=lambda part: order[part.tensors[0].name]))
+
+
+def _sort(config: Mapping[str, Any], kind: AdapterKind, tensors: Mapping[str, TensorSpec]) -> _Sorted:
+    found = _Sorted()
+    suffixes = sorted(kind.tensors | {TOKEN_ADAPTER + TOKENS}, key=len, reverse=True)
+    saved = tuple(config.get("modules_to_save") or ())
+    for name, spec in tensors.items():
+        if name.removeprefix("base_model.") in kind.shared:
+            found.shared[name.removeprefix("base_model.")] = spec
+            continue
+        path = name.removeprefix(ROOT)
+        suffix = next((s for s in suffixes if path.endswith(f".{s}")), None)
+        module, _, parameter = path.rpartition(".")
+        if path == name:
+            found.unknown.append(name)
+        elif suffix is not None and _is_plain(module := path.removesuffix(f".{suffix}")):
+            found.adapted.setdefault(module, {})[suffix] = spec
+        elif parameter in kind.copies:
+            continue
+        elif module.endswith(".base_layer") and _is_plain(module := module.removesuffix(".base_layer")):
+            found.wrapped[module, parameter] = spec
+        elif _is_plain(path) and (parameter in ("weight", "bias") or _is_saved(module, saved)):
+            found.full[module, parameter] = spec
+        else:
+            found.unknown.append(name)
+    return found
+
+
+def _is_plain(path: str) -> bool:
+    """Whether no component of the path belongs to PEFT."""
+    return not any(part in WRAPPERS or part.startswith(PREFIXES) for part in path.split("."))
+
+
+def _is_saved(module: str, saved: tuple[str, ...]) -> bool:
+    """Whether the module, or one that contains it, is named in ``modules_to_save``."""
+    parts = module.split(".")
+    return any(".".join(parts[:i]).endswith(saved) for i in range(1, len(parts) + 1)) if saved else False
+
+
+def _module_parts(
+    config: Mapping[str, Any], kind: AdapterKind, module: str, found: _Sorted, where: str
+) -> Iterable[AdapterPart]:
+    own = found.adapted[module]
+    weight = found.wrapped.pop((module, "weight"), None)
+    bias = found.wrapped.pop((module, "bias"), None) or found.full.pop((module, "bias"), None)
+    if (module, "weight") in found.full:
+        raise SourceError(
+            f"{where}: {module} has both adapter tensors and a full weight ({found.full[module, 'weight'].name})"
+        )
+    missing = sorted(kind.required - own.keys()) if TOKEN_ADAPTER + TOKENS not in own else []
+    if missing:
+        raise SourceError(f"{where}: {module} lacks {', '.join(missing)}")
+    if kind.peft_type == "LN_TUNING":
+        return [AdapterPart(module, role.rpartition(".")[2], "replace", (spec,)) for role, spec in own.items()]
+    if kind.peft_type == "LORA" and TOKEN_ADAPTER + TOKENS not in own:
+        return _lora_parts(config, module, own, weight, bias, where)
+    if TOKEN_ADAPTER + TOKENS in own and len(own) > 1:
+        raise UnsupportedAdapterError(f"{where}: {module} has trainable tokens and other adapter tensors at once")
+    tensors = (*own.values(), *found.shared.values(), *_some(weight))
+    parts = [AdapterPart(module, "weight", "generic", tensors)]
+    if kind.peft_type == "IA3" and not is_feedforward(config, module):
+        parts.append(AdapterPart(module, "bias", "generic", (*own.values(), *_some(bias)), optional=bias is None))
+    elif bias is not None:
+        parts.append(AdapterPart(module, "bias", "replace", (bias,)))
+    return parts
+
+
+def _lora_parts(
+    config: Mapping[str, Any],
+    module: str,
+    own: Mapping[str, TensorSpec],
+    weight: TensorSpec | None,
+    bias: TensorSpec | None,
+    where: str,
+) -> Iterable[AdapterPart]:
+    own = dict(own)
+    lora_bias = own.pop("lora_B.bias", None)
+    down, up = (
+        ("lora_embedding_A", "lora_embedding_B") if "lora_embedding_A" in own else ("lora_A.weight", "lora_B.weight")
+    )
+    expected = {down, up} | ({"lora_magnitude_vector"} if config.get("use_dora") else set())
+    if own.keys() != expected:
+        odd = sorted(own.keys() ^ expected)
+        raise SourceError(
+            f"{where}: {module} should store {', '.join(sorted(expected))}; missing or extra: {', '.join(odd)}"
+        )
+    rank = lora_rank(config, module)
+    stored = (own[down].shape[:1], own[up].shape[1:2])
+    if stored != ((rank,), (rank,)) or len(own[down].shape) != len(own[up].shape):
+        raise SourceError(
+            f"{where}: {module} has factors {list(own[up].shape)} and {list(own[down].shape)}, but rank {rank} in its config",
+            hint="If it is a quantised or sharded export, save it again with PEFT's save_pretrained.",
+        )
+    kind: Literal["low_rank", "generic"] = "low_rank" if is_plain_lora(config) and weight is None else "generic"
+    yield AdapterPart(module, "weight", kind, (*own.values(), *_some(weight)), rank)
+    if lora_bias is not None:
+        yield AdapterPart(module, "bias", "low_rank" if bias is None else "generic", (lora_bias, *_some(bias)))
+    elif bias is not None:
+        yield AdapterPart(module, "bias", "replace", (bias,))
+
+
+def is_feedforward(config: Mapping[str, Any], module: str) -> bool:
+    """Whether IA3 scales the module's inputs (as PEFT's ``_check_target_module_feedforward`` decides)."""
+    names = config.get("feedforward_modules") or ()
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return module.endswith(tuple(names))
+
+
+def check_shape(part: AdapterPart, shape: tuple[int, ...], *, transposed: bool, where: str) -> None:
+    """Check a LoRA part against the base's header, before anything is read.
+
+    Args:
+        part: The part.
+        shape: The base tensor's shape as stored.
+        transposed: Whether a linear weight is stored as [in, out].
+        where: The adapter's name, for messages.
+
+    Raises:
+        SourceError: The factors do not fit the base's tensor.
+        UnsupportedAdapterError: A convolution with groups, which PEFT cannot merge either.
+    """
+    roles = part.roles()
+    expected: tuple[int, ...] | None = None
+    if "lora_embedding_A" in roles:
+        expected = (roles["lora_embedding_A"].shape[1], roles["lora_embedding_B"].shape[0])
+    elif "lora_A.weight" in roles:
+        down, up = roles["lora_A.weight"].shape, roles["lora_B.weight"].shape
+        expected = (up[0], *down[1:])
+        if len(down) > 2 and len(shape) == len(down) and down[1] != shape[1]:
+            raise UnsupportedAdapterError(
+                f"{where}: {part.module} is a convolution with groups, whose LoRA cannot be merged"
+            )
+        if transposed and len(expected) == 2:
+            expected = expected[::-1]
+    elif part.parameter == "bias" and "lora_B.bias" in roles:
+        expected = roles["lora_B.bias"].shape
+    if expected is not None and expected != shape:
+        raise SourceError(
+            f"{where}: {part.name} is made for shape {list(expected)}, but the base's tensor has {list(shape)}",
+            hint="The adapter belongs to another base, or to one whose vocabulary was resized.",
+        )
+
+
+def _some(spec: TensorSpec | None) -> tuple[TensorSpec, ...]:
+    return () if spec is None else (spec,)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
