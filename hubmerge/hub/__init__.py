@@ -1,0 +1,7 @@
+"""The only package that talks to the Hugging Face Hub; its errors are ours."""
+
+from __future__ import annotations
+
+from hubmerge.hub.writing import CommitInfo, Hub, Refs, StagedFile, Target
+
+__all__ = ["CommitInfo", "Hub", "Refs", "StagedFile", "Target"]

@@ -1,0 +1,336 @@
+"""Writing to the Hub: permissions, repositories, uploads, and commits that survive a lost reply."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from hubmerge.errors import AccessError, PublishError, TargetMovedError
+from hubmerge.hub.reading import Reader
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
+# A repository's .gitignore must not drop shards: this stands in for it, and is not empty so that it does.
+_IGNORE_NOTHING = "# nothing is ignored\n"
+_XET_HOSTS = frozenset({"huggingface.co", "hf.co", "hub-ci.huggingface.co"})
+_MARK = "hubmerge-content: "
+_RECENT_PULL_REQUESTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A repository to write to."""
+
+    repo: str
+    """Its full id, namespace included."""
+    exists: bool
+    private: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refs:
+    """Branches and tags, each with the commit it stands for."""
+
+    branches: Mapping[str, str]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """A file whose large content is on the server already and which the next commit may name."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    operation: CommitOperationAdd = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CommitInfo:
+    """A commit that was made."""
+
+    oid: str
+    url: str
+    pr_url: str | None = None
+
+
+class Hub(Reader):
+    """What hubmerge needs of a Hub."""
+
+    _xet_settled = False
+
+    def check_write(self, repo: str) -> Target:
+        """Make sure that the token may write to the repository, or create it, before anything else is done.
+
+        Raises:
+            AccessError: No token, a wrong or read-only one, or somebody else's namespace.
+        """
+        what = f"write to {repo}"
+        if self.call(what, repo, self.token, writing=True) is None:
+            raise AccessError(
+                f"cannot {what}: there is no token",
+                hint="Log in with `hf auth login`, or set HF_TOKEN to a token with write permission.",
+            )
+        me = self.call(what, repo, self.api.whoami, writing=True)
+        self._refuse_read_only(me, what)
+        full = repo if "/" in repo else f"{me['name']}/{repo}"
+        if self.call(what, full, lambda: self.api.repo_exists(full), writing=True):
+            self.call(what, full, lambda: self.api.auth_check(full, write=True), writing=True)
+            info = self.call(what, full, lambda: self.api.model_info(full, expand=["private"]), writing=True)
+            return Target(full, True, bool(info.private))
+        namespace = full.partition("/")[0]
+        orgs = {org["name"]: org.get("roleInOrg", "write") for org in me.get("orgs", [])}
+        if namespace != me["name"] and orgs.get(namespace, "read") == "read":
+            raise AccessError(
+                f"cannot {what}: it is missing or not visible, and {me['name']} may not create it in {namespace}",
+                hint=f"Publish to {me['name']}/{full.partition('/')[2]}, or use a token of a member of {namespace}.",
+            )
+        return Target(full, False, True)
+
+    def refs(self, repo: str) -> Refs:
+        """All branches and tags."""
+        found = self.call(f"list the branches of {repo}", repo, lambda: self.api.list_repo_refs(repo))
+        return Refs(
+            {ref.name: ref.target_commit for ref in found.branches},
+            {ref.name: ref.target_commit for ref in found.tags},
+        )
+
+    def head(self, repo: str, branch: str = "main") -> str | None:
+        """The commit a branch points to; None if there is no such branch."""
+        return self.refs(repo).branches.get(branch)
+
+    def ensure_repo(self, repo: str, private: bool) -> bool:
+        """Create the repository unless it exists.
+
+        Returns:
+            Whether this call created it. If the reply was lost, it says no: what is not surely ours is never deleted.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def create() -> bool:
+            try:
+                self.api.create_repo(repo, private=private, repo_type="model")
+            except HfHubHTTPError as error:
+                if error.response.status_code != 409:
+                    raise
+                return False
+            return True
+
+        return self.call(f"create {repo}", repo, create, writing=True)
+
+    def upload(
+        self,
+        repo: str,
+        revision: str,
+        source: Path | bytes,
+        path_in_repo: str,
+        *,
+        sha256: str | None = None,
+        create_pr: bool = False,
+    ) -> StagedFile:
+        """Send a file's content ahead of the commit that will name it; ``source`` is not needed afterwards.
+
+        Args:
+            repo: Target.
+            revision: A branch that exists.
+            source: The file or its content.
+            path_in_repo: Its name in the repository.
+            sha256: Digest in hex, if known: saves reading the file once more.
+            create_pr: Whether the commit will be a pull request.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        def stage() -> CommitOperationAdd:
+            operation = CommitOperationAdd(path_in_repo, source)
+            if sha256 is not None:
+                operation.upload_info.sha256 = bytes.fromhex(sha256)
+            self.api.preupload_lfs_files(
+                repo, [operation], revision=revision, create_pr=create_pr, gitignore_content=_IGNORE_NOTHING
+            )
+            # The server wants this one inside the commit itself: keep the content, the file may be deleted.
+            if isinstance(operation.path_or_fileobj, str):
+                operation.path_or_fileobj = Path(operation.path_or_fileobj).read_bytes()
+            return operation
+
+        what = f"upload {path_in_repo} to {repo}"
+        self._settle_xet(repo, what)
+        # The client library has its own retries for every request of an upload.
+        operation = self.call(what, repo, stage, retry=False, writing=True)
+        info = operation.upload_info
+        return StagedFile(operation.path_in_repo, info.size, info.sha256.hex(), operation)
+
+    def commit(
+        self,
+        repo: str,
+        staged: Sequence[StagedFile],
+        *,
+        parent: str,
+        message: str,
+        delete: Sequence[str] = (),
+        revision: str = "main",
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """One commit with all files and deletions, on top of ``parent`` or not at all.
+
+        If the reply gets lost, the branch is read again: a commit that landed is recognised by a digest in its
+        description, one that did not is sent again. A pull request is not sent twice.
+
+        Raises:
+            TargetMovedError: The branch points to another commit than ``parent``.
+            PublishError: The Hub refused, e.g. because of the model card's front matter.
+        """
+        from huggingface_hub import CommitOperationDelete
+
+        operations: list[Any] = [CommitOperationDelete(path, is_folder=False) for path in delete]
+        operations += [file.operation for file in staged]
+        mark = _MARK + _digest(staged, delete, parent)
+        what = f"commit to {repo}@{revision}"
+        for failures in range(1, self.policy.attempts + 1):
+            self.session()
+            try:
+                made = self.api.create_commit(
+                    repo,
+                    operations,
+                    commit_message=message,
+                    commit_description=mark,
+                    revision=revision,
+                    create_pr=create_pr,
+                    parent_commit=parent,
+                )
+                return CommitInfo(made.oid, made.commit_url, made.pr_url)
+            except Exception as error:
+                landed = self._landed(repo, revision, parent, mark, create_pr=create_pr)
+                if landed is not None:
+                    return landed
+                if create_pr or not _may_repeat(error) or failures == self.policy.attempts:
+                    _raise_if_bad_card(error)
+                    self.fail(error, what, repo, writing=True)
+            time.sleep(self.policy.wait_s(failures))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def branch(self, repo: str, name: str, commit: str) -> None:
+        """Create a branch at a commit."""
+        what = f"create the branch {name!r} of {repo}"
+        self.call(
+            what, repo, lambda: self.api.create_branch(repo, branch=name, revision=commit), retry=False, writing=True
+        )
+
+    def delete_branch(self, repo: str, name: str) -> None:
+        """Delete a branch."""
+        what = f"delete the branch {name!r} of {repo}"
+        self.call(what, repo, lambda: self.api.delete_branch(repo, branch=name), retry=False, writing=True)
+
+    def tag(self, repo: str, name: str, commit: str) -> None:
+        """Create a tag at a commit; one that stands there already is fine."""
+        what = f"tag {repo} as {name!r}"
+        try:
+            self.call(
+                what, repo, lambda: self.api.create_tag(repo, tag=name, revision=commit), retry=False, writing=True
+            )
+        except PublishError:
+            if self.refs(repo).tags.get(name) != commit:
+                raise
+
+    def set_visibility(self, repo: str, *, private: bool) -> None:
+        """Make a repository private or public."""
+        what = f"make {repo} {'private' if private else 'public'}"
+        self.call(what, repo, lambda: self.api.update_repo_settings(repo, private=private), writing=True)
+
+    def delete_repo(self, repo: str) -> None:
+        """Delete a repository for good."""
+        self.call(
+            f"delete {repo}", repo, lambda: self.api.delete_repo(repo, repo_type="model", missing_ok=True), writing=True
+        )
+
+    def _refuse_read_only(self, me: Mapping[str, Any], what: str) -> None:
+        token = me.get("auth", {}).get("accessToken") or {}
+        # Fine-grained and workflow identities have other roles; what they may do shows at the repository itself.
+        if token.get("role") == "read":
+            raise AccessError(
+                f"cannot {what}: the token of {me['name']} is read-only",
+                hint=f"Create one with write permission at {self.endpoint}/settings/tokens and set HF_TOKEN to it.",
+            )
+
+    def _settle_xet(self, repo: str, what: str) -> None:
+        """Find out once whether the server has xet storage, and switch the client library to plain LFS if not.
+
+        huggingface_hub 2.4 sends every upload to xet when hf_xet is installed, and fails on a server without it.
+        The switch is a setting of the whole process.
+        """
+        from huggingface_hub import constants, hf_raise_for_status
+
+        if self._xet_settled or urlsplit(self.endpoint).hostname in _XET_HOSTS:
+            return
+        url = f"{self.endpoint}/api/models/{repo}/xet-write-token/main"
+
+        def ask() -> bool:
+            response = self.session().get(url, headers=self.headers())
+            if response.status_code >= 500 or response.status_code == 429:
+                hf_raise_for_status(response)
+            return "x-xet-cas-url" in response.headers
+
+        if not constants.HF_HUB_DISABLE_XET and not self.call(what, repo, ask, writing=True):
+            constants.HF_HUB_DISABLE_XET = True
+        self._xet_settled = True
+
+    def _landed(self, repo: str, revision: str, parent: str, mark: str, *, create_pr: bool) -> CommitInfo | None:
+        """Our commit, if it is there although no good reply came; None if the branch still is at ``parent``.
+
+        Raises:
+            TargetMovedError: The branch has other commits on top of ``parent``.
+        """
+        if create_pr:
+            return self._landed_pull_request(repo, mark)
+        head = self.head(repo, revision)
+        if head == parent:
+            return None
+        what = f"read the history of {repo}@{revision}"
+        for made in self.call(what, repo, lambda: self.api.list_repo_commits(repo, revision=revision)):
+            if mark in made.message:
+                return CommitInfo(made.commit_id, f"{self.endpoint}/{repo}/commit/{made.commit_id}")
+            if made.commit_id == parent:
+                break
+        raise TargetMovedError(
+            f"{repo}@{revision} moved from {parent} to {head} while this run was working; nothing was committed",
+            hint="Look at the new commit, then run the same command again to publish on top of it.",
+        )
+
+    def _landed_pull_request(self, repo: str, mark: str) -> CommitInfo | None:
+        what = f"list the pull requests of {repo}"
+        refs = self.call(what, repo, lambda: self.api.list_repo_refs(repo, include_pull_requests=True))
+        numbered = sorted(((int(ref.name), ref.ref) for ref in refs.pull_requests or []), reverse=True)
+        for number, ref in numbered[:_RECENT_PULL_REQUESTS]:
+            commits = self.call(what, repo, lambda ref=ref: self.api.list_repo_commits(repo, revision=ref))  # type: ignore[misc]
+            if commits and mark in commits[0].message:
+                oid, page = commits[0].commit_id, f"{self.endpoint}/{repo}"
+                return CommitInfo(oid, f"{page}/commit/{oid}", f"{page}/discussions/{number}")
+        return None
+
+
+def _may_repeat(error: Exception) -> bool:
+    from hubmerge.hub.translate import is_transient
+
+    return is_transient(error)
+
+
+def _raise_if_bad_card(error: Exception) -> None:
+    """Name the problem of a card that the Hub did not accept."""
+    text = str(error)
+    if isinstance(error, ValueError) and "Invalid metadata in README.md" in text:
+        problems = "; ".join(line.strip(" -") for line in text.splitlines()[1:] if line.strip())
+        raise PublishError(
+            f"the Hub does not accept the front matter of README.md: {problems}",
+            hint="Correct the `card:` section of the recipe; the weights need not be merged again if they are kept.",
+        ) from error
+
+
+def _digest(staged: Sequence[StagedFile], delete: Sequence[str], parent: str) -> str:
+    """Identifies a commit by its parent and content."""
+    lines = [f"parent {parent}", *(f"add {f.sha256} {f.path}" for f in staged), *(f"delete {path}" for path in delete)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
