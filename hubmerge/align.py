@@ -104,7 +104,8 @@ def _modern(name: str) -> str:
     return name
 
 
-def _rename(name: str, prefix: str) -> str:
+def rename(name: str, prefix: str) -> str:
+    """Apply a prefix that ``choose_prefix`` found."""
     if prefix.startswith("-"):
         return name.removeprefix(prefix[1:])
     return prefix[1:] + name
@@ -114,7 +115,7 @@ def choose_prefix(base: Mapping[str, Any], names: Mapping[str, Any]) -> str:
     """The prefix to strip from (``-p.``) or add to (``+p.``) ``names`` so that most of them are in ``base``; may be empty."""
 
     def hits(prefix: str) -> int:
-        return sum(1 for n in names if (_rename(n, prefix) if prefix else n) in base)
+        return sum(1 for n in names if (rename(n, prefix) if prefix else n) in base)
 
     best, best_hits = "", hits("")
     if best_hits == len(names):
@@ -133,7 +134,7 @@ def align(base: Mapping[str, TensorSpec], tensors: Mapping[str, TensorSpec]) -> 
     matched: dict[str, TensorSpec] = {}
     extra: dict[str, TensorSpec] = {}
     for name, spec in modern.items():
-        renamed = _rename(name, prefix) if prefix else name
+        renamed = rename(name, prefix) if prefix else name
         if renamed in base:
             matched[renamed] = spec
         elif name in base and name not in matched:

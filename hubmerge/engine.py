@@ -21,7 +21,7 @@ import torch
 from hubmerge.io.writer import ShardWriter
 from hubmerge.methods import get_method
 from hubmerge.reader import ChunkGroup, Scratch, Slot, Versions
-from hubmerge.spec import AdapterRef, ByteSource, LowRank, Method, OutputFile, Plan, TensorJob, TensorSpec
+from hubmerge.spec import AdapterPart, ByteSource, LowRank, Method, OutputFile, Plan, TensorJob, TensorSpec
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ class Sources(Protocol):
         """Whether small reads are dear, so that pieces are fetched whole."""
         ...
 
-    def adapter_delta(self, source: int, ref: AdapterRef, base: torch.Tensor, transposed: bool) -> torch.Tensor:
+    def adapter_delta(self, source: int, part: AdapterPart, base: torch.Tensor, transposed: bool) -> torch.Tensor:
         """The dense delta an adapter makes of one parameter, in the stored orientation."""
         ...
 
-    def adapter_factors(self, source: int, ref: AdapterRef) -> LowRank | None:
+    def adapter_factors(self, source: int, part: AdapterPart) -> LowRank | None:
         """The same delta as factors, where the adapter keeps it so."""
         ...
 
@@ -260,25 +260,31 @@ class Engine:
         stats = method.begin(p)
         jobs = [j for j in self.plan.jobs if j.action == "merge" and self._method_of(j) is method]
         while stats is not None and not stats.done:
-            totals: list[Any] = []
+            total = _Total()
             for job in jobs:
                 if stats.wants(job.name):
-                    self._add_observers(job, p, stats, totals.append)
+                    self._add_observers(job, p, stats, total, lambda: None)
             self._run_schedule()
-            if not totals:
+            if total.value is None:
                 break
-            stats = method.settle(stats, _total(totals), p)
+            stats = method.settle(stats, total.value, p)
         return stats
 
-    def _add_observers(self, job: TensorJob, p: Any, stats: Any, keep: Callable[[Any], None]) -> None:
+    def _add_observers(self, job: TensorJob, p: Any, stats: Any, total: _Total, then: Callable[[], None]) -> None:
+        """Queue one pass over a tensor; ``then`` runs after its last piece."""
         method = self._method_of(job)
+        left = itertools.count(sum(1 for _ in self._pieces(job)) - 1, -1)
 
         def observe(scratch: Scratch, job: TensorJob, start: int, stop: int) -> None:
             group = self._group(job, start, stop, scratch)
-            found = [method.observe(group, p, stats) for _ in self._chunks(group, start, stop)]
-            total = _total(found)
+            mine = _Total()
+            for _ in self._chunks(group, start, stop):
+                mine.add(method.observe(group, p, stats))
             with self._lock:
-                keep(total)
+                total.add(mine.value)
+                last = next(left) == 0
+            if last:
+                then()
 
         self._add_pieces(job, observe)
 
@@ -286,28 +292,22 @@ class Engine:
         """Queue a tensor: straight to the merge, or through its own passes first."""
         method = self._method_of(job)
         assert job.settings is not None
-        p = job.settings.params
         if model_stats is not None and method is self._method:
             self._add_merge(job, model_stats)
-        elif (stats := method.begin(p)) is None or job.numel == 0:
+        elif (stats := method.begin(job.settings.params)) is None or job.numel == 0:
             self._add_merge(job, stats)
         else:
-            self._next_pass(job, p, stats)
+            self._next_pass(job, job.settings.params, stats)
 
     def _next_pass(self, job: TensorJob, p: Any, stats: Any) -> None:
         method = self._method_of(job)
         if stats.done:
             self._add_merge(job, stats)
             return
-        totals: list[Any] = []
-        expected = sum(1 for _ in self._pieces(job))
-
-        def keep(total: Any) -> None:
-            totals.append(total)
-            if len(totals) == expected:
-                self._next_pass(job, p, method.settle(stats, _total(totals), p))
-
-        self._add_observers(job, p, stats, keep)
+        total = _Total()
+        self._add_observers(
+            job, p, stats, total, lambda: self._next_pass(job, p, method.settle(stats, total.value, p))
+        )
 
     # --- work on one piece ----------------------------------------------------------------------------------
 
@@ -315,7 +315,7 @@ class Engine:
         return get_method(job.method) if job.method else self._method
 
     def _whole_only(self, job: TensorJob) -> bool:
-        return any(isinstance(i, AdapterRef) for i in job.inputs) or (
+        return any(isinstance(i, AdapterPart) for i in job.inputs) or (
             job.action == "merge" and self._method_of(job).unit == "matrix"
         )
 
@@ -354,10 +354,10 @@ class Engine:
         factors: list[LowRank | None] = []
         compute = torch.float64 if _any_float64(job) else torch.float32
         for i, given in enumerate(job.inputs):
-            factors.append(self.sources.adapter_factors(i, given) if isinstance(given, AdapterRef) else None)
+            factors.append(self.sources.adapter_factors(i, given) if isinstance(given, AdapterPart) else None)
             if isinstance(given, TensorSpec):
                 models.append(Slot(given, self.sources.open(i, given.file)))
-            elif isinstance(given, AdapterRef):
+            elif isinstance(given, AdapterPart):
                 assert base is not None
                 delta = self._adapter_delta(job, base, i, given, compute)
                 models.append(delta.reshape(-1))
@@ -371,12 +371,12 @@ class Engine:
         return ChunkGroup(self.plan, versions, job.settings, scratch)
 
     def _adapter_delta(
-        self, job: TensorJob, base: Slot, source: int, ref: AdapterRef, compute: torch.dtype
+        self, job: TensorJob, base: Slot, source: int, part: AdapterPart, compute: torch.dtype
     ) -> torch.Tensor:
         """The adapter's delta of the whole tensor: its kinds need the matrix, not a chunk of it."""
         values = base.read(0, job.numel, Scratch()).to(compute).view(job.shape)
         with torch.inference_mode(False), torch.no_grad():
-            return self.sources.adapter_delta(source, ref, values.clone(), job.transposed)
+            return self.sources.adapter_delta(source, part, values.clone(), job.transposed)
 
     def _merge(self, scratch: Scratch, job: TensorJob, start: int, stop: int, stats: Any | None) -> None:
         method = self._method_of(job)
@@ -426,11 +426,17 @@ class Engine:
         return f"{model.repo}@{model.commit[:12]}" if model.commit else model.repo
 
 
-def _total(parts: list[Any]) -> Any:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+class _Total:
+    """A running sum of Stats."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def add(self, part: Any) -> None:
+        if self.value is None:
+            self.value = part
+        else:
+            self.value += part
 
 
 def _any_float64(job: TensorJob) -> bool:

@@ -104,6 +104,26 @@ class FileSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterPart:
+    """What an adapter does to one parameter of its base."""
+
+    module: str
+    """Path of the module in the adapter's own namespace, without ``base_model.model.``."""
+    parameter: str
+    """``weight`` or ``bias``."""
+    kind: Literal["low_rank", "generic", "replace"]
+    """Factors; anything else PEFT merges; or a full tensor that takes the base's place."""
+    tensors: tuple[TensorSpec, ...]
+    """The adapter's stored tensors it needs."""
+    rank: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The parameter's full name."""
+        return f"{self.module}.{self.parameter}" if self.module else self.parameter
+
+
+@dataclass(frozen=True, slots=True)
 class PinnedModel:
     """A model whose commit, files and tensor inventory are known; nothing but headers has been read."""
 
@@ -119,6 +139,8 @@ class PinnedModel:
     config: Mapping[str, Any]
     adapter: Mapping[str, Any] | None = None
     """``adapter_config.json`` of a PEFT adapter; None for a full checkpoint."""
+    parts: tuple[AdapterPart, ...] = ()
+    """What the adapter changes; empty for a full checkpoint."""
     card: Mapping[str, Any] = field(default_factory=dict)
     """Front matter of the model card."""
     header_sha256: str = ""
@@ -290,18 +312,8 @@ class Method(ABC):
 # --- plan -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterRef:
-    """A tensor of a model that is an adapter: its delta is computed from the adapter's own small tensors."""
-
-    module: str
-    """Path of the adapted module in the base's namespace, without the parameter's name."""
-    parameter: str
-    """``weight`` or ``bias``."""
-
-
-Input = TensorSpec | AdapterRef | None
-"""Where a model's version of a tensor comes from; None: the model does not change it."""
+Input = TensorSpec | AdapterPart | None
+"""Where a model's version of a tensor comes from: its own tensor, an adapter's change of the base, or None: unchanged."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,161 @@
+"""The pinned models' bytes, from folders, the Hugging Face cache, or ranged requests: what the engine reads from."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from hubmerge import adapters
+from hubmerge.errors import BudgetError
+from hubmerge.io.local import FileSource
+from hubmerge.spec import AdapterPart, ByteSource, LowRank, PinnedModel, Plan, TensorSpec
+
+if TYPE_CHECKING:
+    from hubmerge.hub import Hub
+
+log = logging.getLogger(__name__)
+
+Fetch = Literal["auto", "cache", "stream"]
+_DISK_MARGIN_BYTES = 1_000_000_000
+
+
+class Inputs:
+    """Opens each file once and keeps it open until ``close``; safe to use from several threads.
+
+    Args:
+        plan: Which models.
+        hub: How to reach those that are not folders.
+        fetch: ``stream`` never stores an input; ``cache`` downloads into the Hugging Face cache; ``auto`` uses what the cache has,
+            downloads if the disk has room to spare, and streams otherwise.
+    """
+
+    def __init__(self, plan: Plan, hub: Hub, fetch: Fetch = "auto", max_disk_bytes: int | None = None) -> None:
+        self._plan = plan
+        self._hub = hub
+        self._open: dict[tuple[int, str], ByteSource] = {}
+        self._loaded: dict[tuple[int, str], torch.Tensor] = {}
+        self._lock = threading.Lock()
+        self._stream = {s: self._streams(s, fetch, max_disk_bytes) for s in range(-1, len(plan.models))}
+
+    def __enter__(self) -> Inputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            for source in self._open.values():
+                source.close()
+            self._open.clear()
+            self._loaded.clear()
+
+    def _needed(self, source: int) -> set[str]:
+        """The weight files of a model that the plan reads."""
+        model = self._plan.pinned(source)
+        if model.adapter is not None:
+            return {t.file for t in model.tensors.values()}
+        found: set[str] = set()
+        for job in self._plan.jobs:
+            if job.action == "copy" and job.source != source:
+                continue
+            given = job.base if source < 0 or job.action == "copy" else job.inputs[source]
+            if isinstance(given, TensorSpec):
+                found.add(given.file)
+        return found
+
+    def _streams(self, source: int, fetch: Fetch, max_disk_bytes: int | None) -> bool:
+        """Whether a model is read over the network while merging."""
+        model = self._plan.pinned(source)
+        if model.commit is None:
+            return False
+        if fetch == "stream":
+            return model.adapter is None
+        missing = [f for f in self._needed(source) if self._hub.cached_path(model.repo, model.commit, f) is None]
+        size = sum(model.files[f].size_bytes for f in missing)
+        folder = Path(self._hub.cache_dir) if self._hub.cache_dir else Path.home()
+        while not folder.exists():
+            folder = folder.parent
+        room = shutil.disk_usage(folder).free - _DISK_MARGIN_BYTES
+        room = min(room, max_disk_bytes) if max_disk_bytes is not None else room
+        if fetch == "cache" and size > room:
+            raise BudgetError(
+                f"{model.repo}: {size / 1e9:.1f} GB to download, {max(room, 0) / 1e9:.1f} GB of disk to use",
+                hint="give --fetch stream, which stores no input",
+            )
+        if fetch == "auto" and size > room / (len(self._plan.models) + 1):
+            return True
+        return False
+
+    def is_remote(self, source: int) -> bool:
+        """Whether small reads are dear."""
+        return self._stream[source]
+
+    def open(self, source: int, file: str) -> ByteSource:
+        """A file of a model; the same object for the same file.
+
+        Raises:
+            SourceError: It cannot be opened.
+            AccessError: The Hub no longer lets us.
+        """
+        with self._lock:
+            found = self._open.get((source, file))
+            if found is None:
+                found = self._open[source, file] = self._make(source, file)
+            return found
+
+    def _make(self, source: int, file: str) -> ByteSource:
+        model = self._plan.pinned(source)
+        spec = model.files[file]
+        if model.root is not None:
+            return FileSource(Path(model.root) / file, spec.size_bytes)
+        assert model.commit is not None
+        if self._stream[source]:
+            return self._hub.open(model.repo, model.commit, spec)
+        path = self._hub.cached_path(model.repo, model.commit, file)
+        if path is None:
+            log.info("downloading %s from %s", file, model.repo)
+            path = self._hub.download(model.repo, model.commit, file)
+        return FileSource(path, spec.size_bytes)
+
+    def read_small(self, source: int, path: str) -> bytes:
+        """A small file of a model."""
+        model = self._plan.pinned(source)
+        return read_small(model, self._hub, path)
+
+    def adapter_delta(self, source: int, part: AdapterPart, base: torch.Tensor, transposed: bool) -> torch.Tensor:
+        """The dense delta an adapter makes of one parameter, in the stored orientation and of the base's shape."""
+        config = self._plan.pinned(source).adapter or {}
+        return adapters.delta(part, config, lambda spec: self._load(source, spec), base, transposed=transposed)
+
+    def adapter_factors(self, source: int, part: AdapterPart) -> LowRank | None:
+        """The same delta as factors, where it is known in that form."""
+        config = self._plan.pinned(source).adapter or {}
+        return adapters.factors(part, config, lambda spec: self._load(source, spec))
+
+    def _load(self, source: int, spec: TensorSpec) -> torch.Tensor:
+        """A tensor of an adapter. They are small and some kinds share them between modules, so they are kept."""
+        with self._lock:
+            found = self._loaded.get((source, spec.name))
+        if found is None:
+            raw = torch.empty(spec.size_bytes, dtype=torch.uint8)
+            if spec.size_bytes:
+                self.open(source, spec.file).read_into(spec.start_byte, memoryview(raw.numpy()))
+            found = raw.view(spec.dtype.torch).view(spec.shape)
+            with self._lock:
+                self._loaded[source, spec.name] = found
+        return found
+
+
+def read_small(model: PinnedModel, hub: Hub, path: str) -> bytes:
+    """The bytes of a small file of a pinned model."""
+    if model.root is not None:
+        return (Path(model.root) / path).read_bytes()
+    assert model.commit is not None
+    return hub.read_small(model.repo, model.commit, path)

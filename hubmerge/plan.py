@@ -1,0 +1,452 @@
+"""Pinned models → Plan: every decision of a run, made from names, shapes and configs; no byte is read here."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import hubmerge
+from hubmerge import align, layout
+from hubmerge.methods import get_method
+from hubmerge.spec import (
+    DTYPE_BY_TORCH_NAME,
+    AdapterPart,
+    Dtype,
+    Input,
+    OutputFile,
+    PinnedModel,
+    Plan,
+    Problem,
+    Settings,
+    SmallFile,
+    TensorJob,
+    TensorSpec,
+    natural_key,
+)
+
+if TYPE_CHECKING:
+    from hubmerge.recipe import Recipe
+
+
+@dataclass(slots=True)
+class _Aligned:
+    """One model seen from the base's namespace."""
+
+    inputs: dict[str, TensorSpec | AdapterPart] = field(default_factory=dict)
+    heads: dict[str, TensorSpec] = field(default_factory=dict)
+    untied: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What the steps of planning pass on to each other."""
+
+    recipe: Recipe
+    base: PinnedModel
+    models: tuple[PinnedModel, ...]
+    aligned: list[_Aligned] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    vocab_rows: int | None = None
+    n_layers: int = 0
+
+    def problem(self, severity: Any, message: str, hint: str | None = None) -> None:
+        self.problems.append(Problem(severity, message, hint))
+
+
+def build_plan(recipe: Recipe, base: PinnedModel, models: tuple[PinnedModel, ...]) -> Plan:
+    """Decide everything. Problems of severity ``error`` are collected in the plan; running such a plan is refused."""
+    draft = _Draft(recipe, base, models)
+    draft.n_layers = 1 + max((n for name in base.tensors if (n := align.layer_of(name)) is not None), default=-1)
+    _check_models(draft)
+    for model in models:
+        draft.aligned.append(_align_adapter(draft, model) if model.adapter is not None else _align_full(draft, model))
+    jobs = _model_jobs(draft)
+    placed, outputs = layout.pack(jobs, recipe.output.shard_size)
+    files = _small_files(draft, placed, outputs)
+    if recipe.heads == "keep":
+        _add_heads(draft, placed, outputs, files)
+    plan = Plan(
+        method=recipe.method,
+        base=base,
+        models=models,
+        jobs=tuple(placed),
+        outputs=tuple(outputs),
+        files=tuple(files),
+        problems=tuple(draft.problems),
+        seed=recipe.seed,
+        params=recipe.params,
+        digest="",
+    )
+    return dataclasses.replace(plan, digest=plan_digest(plan))
+
+
+def plan_digest(plan: Plan) -> str:
+    """sha256 over everything that decides the output's bytes: sources, jobs, layout, seed, and the version of hubmerge."""
+
+    def source(m: PinnedModel) -> list[Any]:
+        # A folder has no commit; its headers identify the layout (its bytes are the user's to keep still).
+        return [m.repo if m.commit else "", m.commit, m.header_sha256, dict(m.adapter) if m.adapter else None]
+
+    def settings(s: Settings | None) -> Any:
+        return s and [s.params.model_dump(mode="json"), [p.model_dump(mode="json") for p in s.per_model], s.weights]
+
+    jobs = [
+        [j.name, j.kind, j.shape, j.dtype.name, j.output, j.start_byte, j.action, j.method, j.source, settings(j.settings),
+         *(_place(i) for i in (j.base, *j.inputs))]
+        for j in plan.jobs
+    ]  # fmt: skip
+    files = [[f.path, f.source, hashlib.sha256(f.content).hexdigest() if f.content else None] for f in plan.files]
+    facts = [hubmerge.__version__, plan.method, plan.seed, [source(m) for m in (plan.base, *plan.models)],
+             [m.name for m in plan.models], jobs, [o.path for o in plan.outputs], files]  # fmt: skip
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _place(given: Input) -> Any:
+    if isinstance(given, TensorSpec):
+        return [given.file, given.start_byte, given.end_byte]
+    if isinstance(given, AdapterPart):
+        return [given.name, given.kind]
+    return None
+
+
+# --- alignment --------------------------------------------------------------------------------------------------
+
+
+def _check_models(draft: _Draft) -> None:
+    base_type = draft.base.config.get("model_type")
+    for model in draft.models:
+        kind = model.config.get("model_type")
+        if model.adapter is None and base_type and kind and kind != base_type:
+            draft.problem("warning", f"{model.repo}: model_type is {kind!r}, the base's is {base_type!r}")
+    for name, spec in draft.base.tensors.items():
+        if spec.dtype.torch_name.startswith("float8"):
+            draft.problem(
+                "error",
+                f"{draft.base.repo}: tensor {name!r} is stored as {spec.dtype.name}, a quantised format",
+                "use the unquantised checkpoint",
+            )
+            break
+
+
+def _align_full(draft: _Draft, model: PinnedModel) -> _Aligned:
+    found = align.align(draft.base.tensors, model.tensors)
+    draft.problems += align.structure_problems(model.repo, draft.base.tensors, found)
+    out = _Aligned()
+    if found.prefix:
+        what = "without the prefix" if found.prefix.startswith("-") else "with the prefix"
+        draft.problem("note", f"{model.repo}: names are matched {what} {found.prefix[1:]!r}")
+    if not found.tensors:
+        return out
+    out.untied, repeated = align.untied_outputs(draft.base.tensors, draft.base.config, found.extra, model.config)
+    for name, spec in found.extra.items():
+        if name in out.untied:
+            out.inputs[name] = spec
+        elif name not in repeated and spec.dtype.mergeable:
+            _extra(draft, model, out, name, spec)
+    for name, spec in found.tensors.items():
+        _matched(draft, model, out, name, spec)
+    _tied_outputs(draft, model, out)
+    return out
+
+
+def _matched(draft: _Draft, model: PinnedModel, out: _Aligned, name: str, spec: TensorSpec) -> None:
+    base = draft.base.tensors[name]
+    if not draft.recipe.takes_part(name) or not base.dtype.mergeable:
+        return
+    if not spec.dtype.mergeable:
+        draft.problem(
+            "error",
+            f"{model.repo}: tensor {name!r} is stored as {spec.dtype.name}, the base's as {base.dtype.name}",
+            "use the unquantised checkpoint, or exclude the tensor",
+        )
+    elif spec.shape == base.shape:
+        out.inputs[name] = spec
+    elif align.is_vocabulary(name, base.shape, spec.shape):
+        if draft.recipe.vocab == "strict":
+            draft.problem(
+                "error",
+                f"tensor {name!r}: {base.shape[0]} vocabulary rows in {draft.base.repo}, {spec.shape[0]} in {model.repo}",
+                "set `vocab: base` to keep the base's rows, or `vocab: union` to keep rows beyond them",
+            )
+        out.inputs[name] = spec
+    elif align.is_head(name, spec.shape, model.config, draft.base.tensors):
+        out.heads[name] = spec
+    else:
+        draft.problem(
+            "error",
+            f"tensor {name!r}: shape {base.shape} in {draft.base.repo}, {spec.shape} in {model.repo}",
+            "leave that model out, or exclude the tensor: it is then copied from the base",
+        )
+
+
+def _extra(draft: _Draft, model: PinnedModel, out: _Aligned, name: str, spec: TensorSpec) -> None:
+    if not draft.recipe.takes_part(name):
+        return
+    if align.layer_of(name) is not None and not align.is_head(name, spec.shape, model.config, draft.base.tensors):
+        draft.problem(
+            "error",
+            f"{model.repo}: tensor {name!r} {spec.shape} is not in the base",
+            "use a fine-tune of the base with the same layers, or exclude the tensor",
+        )
+    else:
+        out.heads[name] = spec
+
+
+def _tied_outputs(draft: _Draft, model: PinnedModel, out: _Aligned) -> None:
+    """A model that ties its output embedding to its input merges the base's separate one from that input."""
+    if not align.is_language_model(model.config):
+        return
+    for name, base in draft.base.tensors.items():
+        source = None if name in out.inputs else align.tied_to(name, draft.base.tensors)
+        tied = out.inputs.get(source) if source else None
+        if isinstance(tied, TensorSpec) and tied.shape[1:] == base.shape[1:] and draft.recipe.takes_part(name):
+            out.inputs[name] = tied
+
+
+def _align_adapter(draft: _Draft, model: PinnedModel) -> _Aligned:
+    out = _Aligned()
+    names = {part.name: part for part in model.parts}
+    inner = {n: p for n, p in names.items() if p.kind != "replace"} or names
+    prefix = align.choose_prefix(draft.base.tensors, inner)
+    for name, part in names.items():
+        target = align.rename(name, prefix) if prefix and name not in draft.base.tensors else name
+        base = draft.base.tensors.get(target)
+        if part.kind == "replace":
+            spec = part.tensors[0]
+            if base is not None and spec.shape == base.shape:
+                out.inputs[target] = spec
+            elif base is None or align.is_head(target, spec.shape, model.config, draft.base.tensors):
+                out.heads[name] = spec
+            else:
+                draft.problem(
+                    "error", f"tensor {target!r}: shape {base.shape} in {draft.base.repo}, {spec.shape} in {model.repo}"
+                )
+        elif base is None:
+            draft.problem(
+                "error",
+                f"{model.repo}: the adapter changes {name!r}, which the base {draft.base.repo} does not store",
+                "use the base the adapter was made for",
+            )
+        elif draft.recipe.takes_part(target):
+            out.inputs[target] = part
+    if not out.inputs and not any(p.severity == "error" for p in draft.problems):
+        draft.problem("error", f"{model.repo}: the adapter changes nothing in this base", "use the base it was made for")
+    return out
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------
+
+
+def _model_jobs(draft: _Draft) -> list[TensorJob]:
+    untied = {name: source for a in draft.aligned for name, source in a.untied.items()}
+    if untied:
+        draft.problem("note", f"{', '.join(untied)}: tied in the base, not in every model; kept as a tensor of its own")
+    names = sorted([*draft.base.tensors, *untied], key=natural_key)
+    jobs: list[TensorJob] = []
+    for name in names:
+        base = draft.base.tensors[untied.get(name, name)]
+        inputs = tuple(_input(a, name, untied.get(name)) for a in draft.aligned)
+        jobs += _tensor_jobs(draft, name, base, inputs, len(jobs))
+    return jobs
+
+
+def _input(aligned: _Aligned, name: str, tied_source: str | None) -> Input:
+    found = aligned.inputs.get(name)
+    if found is None and tied_source is not None:
+        return aligned.inputs.get(tied_source)
+    return found
+
+
+def _out_dtype(draft: _Draft, spec: TensorSpec) -> Dtype:
+    if draft.recipe.dtype is None or not spec.dtype.mergeable:
+        return spec.dtype
+    return DTYPE_BY_TORCH_NAME[draft.recipe.dtype]
+
+
+def _tensor_jobs(
+    draft: _Draft, name: str, base: TensorSpec, inputs: tuple[Input, ...], index: int
+) -> list[TensorJob]:
+    shape = base.shape
+    common: dict[str, Any] = {
+        "name": name,
+        "kind": align.kind_of(name, shape),
+        "dtype": _out_dtype(draft, base),
+        "output": -1,
+        "start_byte": 0,
+        "end_byte": 0,
+        "transposed": align.is_transposed(name, shape, draft.base.config),
+    }
+    if not any(i is not None for i in inputs):
+        return [TensorJob(index=index, shape=shape, action="copy", base=base, inputs=(), **common)]
+    settings = draft.recipe.settings_for(name, align.layer_of(name), draft.n_layers, align.is_input_embedding(name, shape))
+    rows = {i.shape[0] for i in inputs if isinstance(i, TensorSpec) and i.shape != shape}
+    if not rows:
+        return [TensorJob(index=index, shape=shape, action="merge", base=base, inputs=inputs, settings=settings, **common)]
+    return _row_jobs(draft, base, inputs, settings, index, common)
+
+
+def _row_jobs(
+    draft: _Draft, base: TensorSpec, inputs: tuple[Input, ...], settings: Settings, index: int, common: dict[str, Any]
+) -> list[TensorJob]:
+    """A vocabulary tensor whose row counts differ: one job for each range of rows that the same models have."""
+    counts = {i.shape[0] for i in inputs if isinstance(i, TensorSpec)} | {base.shape[0]}
+    top = max(counts) if draft.recipe.vocab == "union" else base.shape[0]
+    draft.vocab_rows = top
+    edges = [0, *sorted(c for c in counts if c < top), top]
+    jobs = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        part = tuple(_rows(i, low, high) if isinstance(i, TensorSpec) else i for i in inputs)
+        own = _rows(base, low, high)
+        if own is None:
+            # Rows beyond the base's: the plain mean of the models that have them.
+            merge = _mean_settings(settings, part)
+            common = common | {"method": "linear"}
+            part = tuple(p if isinstance(p, TensorSpec) else None for p in part)
+        else:
+            merge = settings
+        present = any(p is not None for p in part)
+        jobs.append(
+            TensorJob(
+                index=index + len(jobs),
+                shape=(high - low, *base.shape[1:]),
+                action="merge" if present else "copy",
+                base=own,
+                inputs=part if present else (),
+                settings=merge if present else None,
+                **common,
+            )
+        )
+    return jobs
+
+
+def _rows(spec: TensorSpec, low: int, high: int) -> TensorSpec | None:
+    if spec.shape[0] < high:
+        return None
+    width = spec.size_bytes // spec.shape[0]
+    return dataclasses.replace(
+        spec,
+        shape=(high - low, *spec.shape[1:]),
+        start_byte=spec.start_byte + low * width,
+        end_byte=spec.start_byte + high * width,
+    )
+
+
+def _mean_settings(settings: Settings, part: tuple[Input, ...]) -> Settings:
+    params = get_method("linear").parameters()
+    weights = tuple(1.0 if isinstance(p, TensorSpec) else 0.0 for p in part)
+    return Settings(params, (params,) * len(part), weights)
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def _small_files(draft: _Draft, jobs: Sequence[TensorJob], outputs: Sequence[OutputFile]) -> list[SmallFile]:
+    source = _tokenizer_source(draft)
+    tokenizer = draft.base if source < 0 else draft.models[source]
+    files = [f for f in layout.companions(draft.base, tokenizer, source) if f.path != "config.json"]
+    patch = _config_patch(draft)
+    if "config.json" in draft.base.files:
+        content = layout.to_json({**draft.base.config, **patch}) if patch else None
+        files.append(SmallFile("config.json", source=None if content else -1, content=content))
+    index = layout.index_file(jobs, outputs)
+    return [*files, index] if index else files
+
+
+def _tokenizer_source(draft: _Draft) -> int:
+    wanted = draft.recipe.tokenizer
+    if wanted == "union":
+        sizes = {m.config.get("vocab_size") for m in (draft.base, *draft.models) if m.adapter is None}
+        digests = {m.files[f].git_sha1 or m.files[f].sha256 or m.files[f].size_bytes
+                   for m in (draft.base, *draft.models) for f in ("tokenizer.json",) if f in m.files}  # fmt: skip
+        if len(sizes) > 1 or len(digests) > 1:
+            draft.problem(
+                "error",
+                "tokenizer union: the models have different vocabularies, and building a new one is not supported",
+                "set `tokenizer: base` with `vocab: base`, or `tokenizer: NAME` with `vocab: union`",
+            )
+        return -1
+    if wanted == "base":
+        return -1
+    source = next(i for i, m in enumerate(draft.models) if m.name == wanted)
+    if not any(f.path in draft.models[source].files for f in layout.companions(draft.base, draft.models[source], source)):
+        draft.problem("error", f"tokenizer: {wanted}: {draft.models[source].repo} has no tokenizer files", "set `tokenizer: base`")
+    return source
+
+
+def _config_patch(draft: _Draft) -> dict[str, Any]:
+    patch: dict[str, Any] = {}
+    config = draft.base.config
+    if draft.recipe.dtype is not None and config.get("dtype", config.get("torch_dtype")) != draft.recipe.dtype:
+        patch["dtype"] = draft.recipe.dtype
+        if "torch_dtype" in config:
+            patch["torch_dtype"] = draft.recipe.dtype
+    if draft.vocab_rows is not None and config.get("vocab_size") not in (None, draft.vocab_rows):
+        patch["vocab_size"] = draft.vocab_rows
+    if any(a.untied for a in draft.aligned):
+        patch["tie_word_embeddings"] = False
+    return patch
+
+
+def _add_heads(draft: _Draft, jobs: list[TensorJob], outputs: list[OutputFile], files: list[SmallFile]) -> None:
+    """Keep what only one task has, in the dtype it has, next to the merged model."""
+    for source, (model, aligned) in enumerate(zip(draft.models, draft.aligned, strict=True)):
+        if not aligned.heads:
+            continue
+        groups = [
+            [TensorJob(
+                index=len(jobs) + n, name=name, kind=align.kind_of(name, spec.shape), shape=spec.shape, dtype=spec.dtype,
+                output=-1, start_byte=0, end_byte=0, action="copy", base=spec, inputs=(), source=source,
+            )]
+            for n, (name, spec) in enumerate(sorted(aligned.heads.items(), key=lambda kv: natural_key(kv[0])))
+        ]  # fmt: skip
+        placed, output = layout.place(groups, f"heads/{model.name}.safetensors", len(outputs))
+        jobs += placed
+        outputs.append(output)
+        if model.config:
+            files.append(SmallFile(f"heads/{model.name}.config.json", content=layout.to_json(model.config)))
+        draft.problem("note", f"{model.repo}: {len(groups)} tensors only this task has are kept in {output.path}")
+
+
+# --- summary ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a run reads, writes and holds, in bytes."""
+
+    read_bytes: int
+    write_bytes: int
+    largest_output_bytes: int
+    memory_bytes: int
+
+
+# Python with torch and the Hub client loaded; measured, see docs/benchmarks.md.
+_PROCESS_BYTES = 300_000_000
+
+
+def footprint(plan: Plan, workers: int, chunk_elements: int, piece_elements: int, remote: bool) -> Footprint:
+    """What running the plan takes, from sizes alone."""
+    read = sum(i.size_bytes for j in plan.jobs for i in (j.base, *j.inputs) if isinstance(i, TensorSpec))
+    versions = len(plan.models) + 1
+    chunks = workers * chunk_elements * 8 * (versions + 2)
+    staged = max(workers, 4) * min(piece_elements, max((j.numel for j in plan.jobs), default=0)) * 2 * versions if remote else 0
+    matrix = get_method(plan.method).unit == "matrix"
+    whole = max(
+        (j.numel * 4 * (versions + 2) for j in plan.jobs if matrix or any(isinstance(i, AdapterPart) for i in j.inputs)),
+        default=0,
+    )
+    return Footprint(
+        read_bytes=read,
+        write_bytes=sum(o.size_bytes for o in plan.outputs),
+        largest_output_bytes=max((o.size_bytes for o in plan.outputs), default=0),
+        memory_bytes=_PROCESS_BYTES + chunks + staged + workers * whole,
+    )
+
+
+def by_severity(plan: Plan) -> Mapping[str, list[Problem]]:
+    """The plan's problems, grouped."""
+    return {s: [p for p in plan.problems if p.severity == s] for s in ("error", "warning", "note")}
