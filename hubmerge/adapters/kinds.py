@@ -44,7 +44,7 @@ KINDS: Mapping[str, AdapterKind] = {
         _kind("LOKR", "", "lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2"),
         _kind("IA3", "ia3_l"),
         _kind("VERA", "vera_lambda_b vera_lambda_d", shared="vera_A vera_B"),
-        _kind("OFT", "oft_R.weight"),
+        _kind("OFT", "", "oft_R.weight oft_embedding_R.weight"),
         _kind("BOFT", "boft_R boft_s"),
         _kind("HRA", "hra_u"),
         _kind("FOURIERFT", "fourierft_spectrum"),

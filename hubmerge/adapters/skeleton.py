@@ -14,7 +14,7 @@ from torch import nn
 
 from hubmerge.adapters.arithmetic import Load, fetch
 from hubmerge.adapters.config import match_pattern
-from hubmerge.adapters.parts import BASE_LAYER, ROOT, AdapterPart
+from hubmerge.adapters.parts import BASE_LAYER, ROOT, AdapterPart, is_feedforward
 from hubmerge.errors import HubMergeError, SourceError, UnsupportedAdapterError
 
 # PEFT draws from torch's global generator and warns through the process-wide filter list while it builds a layer, so only
@@ -129,6 +129,8 @@ def _module_options(
                 options[name] = {} if key is None else {key: value[key]}
     if str(config["peft_type"]).upper() == "ADALORA":
         options |= {"inference_mode": False, "total_step": config.get("total_step") or 1}
+    if str(config["peft_type"]).upper() == "IA3":
+        options["feedforward_modules"] = [part.module] if is_feedforward(config, part.module) else []
     if _largest_shape(state, (1, 1)) is not None:
         options["target_modules"] = [part.module, _SHAPE_GIVER]
     return options
@@ -152,7 +154,7 @@ def _build(
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     root = nn.Module()
-    embedding = f"{ROOT}{part.module}.lora_embedding_A" in state
+    embedding = any("_embedding_" in role for role in part.roles())
     _place(root, part.module, _bare_module(start, embedding=embedding, transposed=transposed))
     out_in = (start.shape[1], start.shape[0]) if transposed else (start.shape[0], start.shape[-1])
     largest = _largest_shape(state, out_in)
