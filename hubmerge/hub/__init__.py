@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from hubmerge.hub.writing import CommitInfo, Hub, Refs, StagedFile, Target
+from hubmerge.hub.repos import Refs, Target
+from hubmerge.hub.writing import CommitInfo, Hub, StagedFile
 
 __all__ = ["CommitInfo", "Hub", "Refs", "StagedFile", "Target"]

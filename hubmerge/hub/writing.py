@@ -1,17 +1,17 @@
-"""Writing to the Hub: permissions, repositories, uploads, and commits that survive a lost reply."""
+"""Writing to the Hub: uploads ahead of a commit, and commits that survive a lost reply."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from hubmerge.errors import AccessError, PublishError, TargetMovedError
-from hubmerge.hub.reading import Reader
+from hubmerge.errors import PublishError, TargetMovedError
+from hubmerge.hub.repos import Repos
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -21,24 +21,6 @@ _IGNORE_NOTHING = "# nothing is ignored\n"
 _XET_HOSTS = frozenset({"huggingface.co", "hf.co", "hub-ci.huggingface.co"})
 _MARK = "hubmerge-content: "
 _RECENT_PULL_REQUESTS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A repository to write to."""
-
-    repo: str
-    """Its full id, namespace included."""
-    exists: bool
-    private: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Refs:
-    """Branches and tags, each with the commit it stands for."""
-
-    branches: Mapping[str, str]
-    tags: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,69 +42,10 @@ class CommitInfo:
     pr_url: str | None = None
 
 
-class Hub(Reader):
+class Hub(Repos):
     """What hubmerge needs of a Hub."""
 
     _xet_settled = False
-
-    def check_write(self, repo: str) -> Target:
-        """Make sure that the token may write to the repository, or create it, before anything else is done.
-
-        Raises:
-            AccessError: No token, a wrong or read-only one, or somebody else's namespace.
-        """
-        what = f"write to {repo}"
-        if self.call(what, repo, self.token, writing=True) is None:
-            raise AccessError(
-                f"cannot {what}: there is no token",
-                hint="Log in with `hf auth login`, or set HF_TOKEN to a token with write permission.",
-            )
-        me = self.call(what, repo, self.api.whoami, writing=True)
-        self._refuse_read_only(me, what)
-        full = repo if "/" in repo else f"{me['name']}/{repo}"
-        if self.call(what, full, lambda: self.api.repo_exists(full), writing=True):
-            self.call(what, full, lambda: self.api.auth_check(full, write=True), writing=True)
-            info = self.call(what, full, lambda: self.api.model_info(full, expand=["private"]), writing=True)
-            return Target(full, True, bool(info.private))
-        namespace = full.partition("/")[0]
-        orgs = {org["name"]: org.get("roleInOrg", "write") for org in me.get("orgs", [])}
-        if namespace != me["name"] and orgs.get(namespace, "read") == "read":
-            raise AccessError(
-                f"cannot {what}: it is missing or not visible, and {me['name']} may not create it in {namespace}",
-                hint=f"Publish to {me['name']}/{full.partition('/')[2]}, or use a token of a member of {namespace}.",
-            )
-        return Target(full, False, True)
-
-    def refs(self, repo: str) -> Refs:
-        """All branches and tags."""
-        found = self.call(f"list the branches of {repo}", repo, lambda: self.api.list_repo_refs(repo))
-        return Refs(
-            {ref.name: ref.target_commit for ref in found.branches},
-            {ref.name: ref.target_commit for ref in found.tags},
-        )
-
-    def head(self, repo: str, branch: str = "main") -> str | None:
-        """The commit a branch points to; None if there is no such branch."""
-        return self.refs(repo).branches.get(branch)
-
-    def ensure_repo(self, repo: str, private: bool) -> bool:
-        """Create the repository unless it exists.
-
-        Returns:
-            Whether this call created it. If the reply was lost, it says no: what is not surely ours is never deleted.
-        """
-        from huggingface_hub.errors import HfHubHTTPError
-
-        def create() -> bool:
-            try:
-                self.api.create_repo(repo, private=private, repo_type="model")
-            except HfHubHTTPError as error:
-                if error.response.status_code != 409:
-                    raise
-                return False
-            return True
-
-        return self.call(f"create {repo}", repo, create, writing=True)
 
     def upload(
         self,
@@ -187,6 +110,8 @@ class Hub(Reader):
         """
         from huggingface_hub import CommitOperationDelete
 
+        if create_pr and (head := self.head(repo, revision)) != parent:
+            raise _moved(repo, revision, parent, head)  # for a pull request the Hub does not compare them itself
         operations: list[Any] = [CommitOperationDelete(path, is_folder=False) for path in delete]
         operations += [file.operation for file in staged]
         mark = _MARK + _digest(staged, delete, parent)
@@ -209,52 +134,31 @@ class Hub(Reader):
                 if landed is not None:
                     return landed
                 if create_pr or not _may_repeat(error) or failures == self.policy.attempts:
-                    _raise_if_bad_card(error)
                     self.fail(error, what, repo, writing=True)
             time.sleep(self.policy.wait_s(failures))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def branch(self, repo: str, name: str, commit: str) -> None:
-        """Create a branch at a commit."""
-        what = f"create the branch {name!r} of {repo}"
-        self.call(
-            what, repo, lambda: self.api.create_branch(repo, branch=name, revision=commit), retry=False, writing=True
-        )
+    def validate_card(self, card: str) -> None:
+        """Let the Hub check a model card's front matter, as it does again at the commit.
 
-    def delete_branch(self, repo: str, name: str) -> None:
-        """Delete a branch."""
-        what = f"delete the branch {name!r} of {repo}"
-        self.call(what, repo, lambda: self.api.delete_branch(repo, branch=name), retry=False, writing=True)
+        Raises:
+            PublishError: What is wrong with it.
+        """
+        from huggingface_hub import hf_raise_for_status
 
-    def tag(self, repo: str, name: str, commit: str) -> None:
-        """Create a tag at a commit; one that stands there already is fine."""
-        what = f"tag {repo} as {name!r}"
-        try:
-            self.call(
-                what, repo, lambda: self.api.create_tag(repo, tag=name, revision=commit), retry=False, writing=True
-            )
-        except PublishError:
-            if self.refs(repo).tags.get(name) != commit:
-                raise
+        def ask() -> list[str]:
+            body = {"content": card, "repoType": "model"}
+            response = self.session().post(f"{self.endpoint}/api/validate-yaml", json=body, headers=self.headers())
+            if response.status_code != 400:
+                hf_raise_for_status(response)
+                return []
+            return [str(problem.get("message")) for problem in response.json().get("errors", [])] or ["no reason given"]
 
-    def set_visibility(self, repo: str, *, private: bool) -> None:
-        """Make a repository private or public."""
-        what = f"make {repo} {'private' if private else 'public'}"
-        self.call(what, repo, lambda: self.api.update_repo_settings(repo, private=private), writing=True)
-
-    def delete_repo(self, repo: str) -> None:
-        """Delete a repository for good."""
-        self.call(
-            f"delete {repo}", repo, lambda: self.api.delete_repo(repo, repo_type="model", missing_ok=True), writing=True
-        )
-
-    def _refuse_read_only(self, me: Mapping[str, Any], what: str) -> None:
-        token = me.get("auth", {}).get("accessToken") or {}
-        # Fine-grained and workflow identities have other roles; what they may do shows at the repository itself.
-        if token.get("role") == "read":
-            raise AccessError(
-                f"cannot {what}: the token of {me['name']} is read-only",
-                hint=f"Create one with write permission at {self.endpoint}/settings/tokens and set HF_TOKEN to it.",
+        problems = self.call("check the model card", "README.md", ask, writing=True)
+        if problems:
+            raise PublishError(
+                f"the Hub does not accept the front matter of README.md: {'; '.join(problems)}",
+                hint="Correct the `card:` section of the recipe.",
             )
 
     def _settle_xet(self, repo: str, what: str) -> None:
@@ -296,10 +200,7 @@ class Hub(Reader):
                 return CommitInfo(made.commit_id, f"{self.endpoint}/{repo}/commit/{made.commit_id}")
             if made.commit_id == parent:
                 break
-        raise TargetMovedError(
-            f"{repo}@{revision} moved from {parent} to {head} while this run was working; nothing was committed",
-            hint="Look at the new commit, then run the same command again to publish on top of it.",
-        )
+        raise _moved(repo, revision, parent, head)
 
     def _landed_pull_request(self, repo: str, mark: str) -> CommitInfo | None:
         what = f"list the pull requests of {repo}"
@@ -313,21 +214,17 @@ class Hub(Reader):
         return None
 
 
+def _moved(repo: str, revision: str, parent: str, head: str | None) -> TargetMovedError:
+    return TargetMovedError(
+        f"{repo}@{revision} moved from {parent} to {head} while this run was working; nothing was committed",
+        hint="Look at the new commit, then run the same command again to publish on top of it.",
+    )
+
+
 def _may_repeat(error: Exception) -> bool:
     from hubmerge.hub.translate import is_transient
 
     return is_transient(error)
-
-
-def _raise_if_bad_card(error: Exception) -> None:
-    """Name the problem of a card that the Hub did not accept."""
-    text = str(error)
-    if isinstance(error, ValueError) and "Invalid metadata in README.md" in text:
-        problems = "; ".join(line.strip(" -") for line in text.splitlines()[1:] if line.strip())
-        raise PublishError(
-            f"the Hub does not accept the front matter of README.md: {problems}",
-            hint="Correct the `card:` section of the recipe; the weights need not be merged again if they are kept.",
-        ) from error
 
 
 def _digest(staged: Sequence[StagedFile], delete: Sequence[str], parent: str) -> str:

@@ -1,0 +1,134 @@
+"""Repositories as a whole: permissions, creation, branches, tags, visibility."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hubmerge.errors import AccessError, PublishError
+from hubmerge.hub.reading import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A repository to write to."""
+
+    repo: str
+    """Its full id, namespace included."""
+    exists: bool
+    private: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refs:
+    """Branches and tags, each with the commit it stands for."""
+
+    branches: Mapping[str, str]
+    tags: Mapping[str, str]
+
+
+class Repos(Reader):
+    """The part of ``Hub`` that manages repositories."""
+
+    def check_write(self, repo: str) -> Target:
+        """Make sure that the token may write to the repository, or create it, before anything else is done.
+
+        Raises:
+            AccessError: No token, a wrong or read-only one, or somebody else's namespace.
+        """
+        what = f"write to {repo}"
+        if self.call(what, repo, self.token, writing=True) is None:
+            raise AccessError(
+                f"cannot {what}: there is no token",
+                hint="Log in with `hf auth login`, or set HF_TOKEN to a token with write permission.",
+            )
+        me = self.call(what, repo, self.api.whoami, writing=True)
+        self._refuse_read_only(me, what)
+        full = repo if "/" in repo else f"{me['name']}/{repo}"
+        if self.call(what, full, lambda: self.api.repo_exists(full), writing=True):
+            self.call(what, full, lambda: self.api.auth_check(full, write=True), writing=True)
+            info = self.call(what, full, lambda: self.api.model_info(full, expand=["private"]), writing=True)
+            return Target(full, True, bool(info.private))
+        namespace = full.partition("/")[0]
+        orgs = {org["name"]: org.get("roleInOrg", "write") for org in me.get("orgs", [])}
+        if namespace != me["name"] and orgs.get(namespace, "read") == "read":
+            raise AccessError(
+                f"cannot {what}: it is missing or not visible, and {me['name']} may not create it in {namespace}",
+                hint=f"Publish to {me['name']}/{full.partition('/')[2]}, or use a token of a member of {namespace}.",
+            )
+        return Target(full, False, True)
+
+    def refs(self, repo: str) -> Refs:
+        """All branches and tags."""
+        found = self.call(f"list the branches of {repo}", repo, lambda: self.api.list_repo_refs(repo))
+        return Refs(
+            {ref.name: ref.target_commit for ref in found.branches},
+            {ref.name: ref.target_commit for ref in found.tags},
+        )
+
+    def head(self, repo: str, branch: str = "main") -> str | None:
+        """The commit a branch points to; None if there is no such branch."""
+        return self.refs(repo).branches.get(branch)
+
+    def ensure_repo(self, repo: str, private: bool) -> bool:
+        """Create the repository unless it exists.
+
+        Returns:
+            Whether this call created it. If the reply was lost, it says no: what is not surely ours is never deleted.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def create() -> bool:
+            try:
+                self.api.create_repo(repo, private=private, repo_type="model")
+            except HfHubHTTPError as error:
+                if error.response.status_code != 409:
+                    raise
+                return False
+            return True
+
+        return self.call(f"create {repo}", repo, create, writing=True)
+
+    def branch(self, repo: str, name: str, commit: str) -> None:
+        """Create a branch at a commit."""
+        what = f"create the branch {name!r} of {repo}"
+        self.call(
+            what, repo, lambda: self.api.create_branch(repo, branch=name, revision=commit), retry=False, writing=True
+        )
+
+    def delete_branch(self, repo: str, name: str) -> None:
+        """Delete a branch."""
+        what = f"delete the branch {name!r} of {repo}"
+        self.call(what, repo, lambda: self.api.delete_branch(repo, branch=name), retry=False, writing=True)
+
+    def tag(self, repo: str, name: str, commit: str) -> None:
+        """Create a tag at a commit; one that stands there already is fine."""
+        what = f"tag {repo} as {name!r}"
+        try:
+            self.call(
+                what, repo, lambda: self.api.create_tag(repo, tag=name, revision=commit), retry=False, writing=True
+            )
+        except PublishError:
+            if self.refs(repo).tags.get(name) != commit:
+                raise
+
+    def set_visibility(self, repo: str, *, private: bool) -> None:
+        """Make a repository private or public."""
+        what = f"make {repo} {'private' if private else 'public'}"
+        self.call(what, repo, lambda: self.api.update_repo_settings(repo, private=private), writing=True)
+
+    def delete_repo(self, repo: str) -> None:
+        """Delete a repository for good."""
+        self.call(
+            f"delete {repo}", repo, lambda: self.api.delete_repo(repo, repo_type="model", missing_ok=True), writing=True
+        )
+
+    def _refuse_read_only(self, me: Mapping[str, Any], what: str) -> None:
+        token = me.get("auth", {}).get("accessToken") or {}
+        # Fine-grained and workflow identities have other roles; what they may do shows at the repository itself.
+        if token.get("role") == "read":
+            raise AccessError(
+                f"cannot {what}: the token of {me['name']} is read-only",
+                hint=f"Create one with write permission at {self.endpoint}/settings/tokens and set HF_TOKEN to it.",
+            )
