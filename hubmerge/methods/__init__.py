@@ -59,5 +59,7 @@ def get_method(name: str) -> Method:
     if name not in registry:
         near = difflib.get_close_matches(name, registry, n=1)
         suggestion = f"; did you mean {near[0]!r}?" if near else ""
-        raise UnknownMethodError(f"unknown method {name!r}{suggestion}", hint=f"known methods: {', '.join(sorted(registry))}")
+        raise UnknownMethodError(
+            f"unknown method {name!r}{suggestion}", hint=f"known methods: {', '.join(sorted(registry))}"
+        )
     return registry[name]
