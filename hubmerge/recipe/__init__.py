@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from hubmerge.recipe.recipe import Recipe
 from hubmerge.recipe.refs import ModelRef
-from hubmerge.recipe.schema import Card, ModelEntry, Output, Recipe
+from hubmerge.recipe.schema import Card, ModelEntry, Output
 
 __all__ = ["Card", "ModelEntry", "ModelRef", "Output", "Recipe"]

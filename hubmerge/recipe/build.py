@@ -9,10 +9,12 @@ from pydantic import BaseModel, ValidationError
 
 from hubmerge.errors import UnknownMethodError
 from hubmerge.recipe.nodes import Fault, Issue, Loc, Node, did_you_mean, explain, fault, find, raise_faults
+from hubmerge.recipe.recipe import Recipe
 from hubmerge.recipe.refs import ModelRef
-from hubmerge.recipe.schema import Card, ManyIssuesError, ModelEntry, Output, Recipe
+from hubmerge.recipe.schema import Card, ManyIssuesError, ModelEntry, Output
 
 if TYPE_CHECKING:
+    from hubmerge.recipe.mergekit import Translation
     from hubmerge.spec import Method
 
 R = TypeVar("R", bound=Recipe)
@@ -31,17 +33,19 @@ def build(cls: type[R], root: Node, where: str) -> R:
     Raises:
         RecipeError: One line for each fault, in the order of the file.
     """
-    notes: tuple[str, ...] = ()
+    translation: Translation | None = None
     if root.get("merge_method") is not None:
         from hubmerge.recipe.mergekit import translate
 
-        root, notes = translate(root, where)
+        translation = translate(root, where)
+        root = translation.root
     data = root.plain()
     try:
         recipe = cls.model_validate(data)
     except ValidationError as e:
         raise_faults(where, [_place(issue, root) for issue in _issues(e, data)])
-    recipe._notes = notes
+    if translation is not None:
+        recipe._notes, recipe._n_layers = translation.notes, translation.n_layers
     return recipe
 
 

@@ -110,7 +110,17 @@ def check(method: Method, shared: Any, own: Sequence[Any]) -> tuple[Parameters |
     parameters = Parameters(method, for_all, for_each)
     given = set(shared) if isinstance(shared, Mapping) else set()
     issues.extend(dict.fromkeys(_try_values(parameters, given)))
+    if not issues and (problem := _problem_of_all(parameters)):
+        issues.append((("parameters",), problem))
     return (None if issues else parameters), issues
+
+
+def _problem_of_all(parameters: Parameters) -> str | None:
+    """What the method itself says of settings that are the same for every tensor."""
+    if not all(s.is_constant for given in (parameters.shared, *parameters.own) for s in given.values()):
+        return None
+    settings = parameters.settings_for("", 0.0)
+    return parameters.method.problem(settings.params, settings.weights)
 
 
 def _read_all(

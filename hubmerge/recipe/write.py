@@ -10,7 +10,8 @@ from hubmerge.recipe.settings import Gradient, Rule, Setting, slots
 
 if TYPE_CHECKING:
     from hubmerge.recipe.parameters import Given, Parameters
-    from hubmerge.recipe.schema import ModelEntry, Recipe
+    from hubmerge.recipe.recipe import Recipe
+    from hubmerge.recipe.schema import ModelEntry
 
 _YAML_1_1_WORDS = ("yes", "no", "on", "off", "y", "n")
 
