@@ -43,7 +43,7 @@ def listing(call: Call) -> Response:
     kind, status, author = call.query.get("type"), call.query.get("status"), call.query.get("author")
     found = [
         discussion
-        for discussion in call.core.discussions.list(repo)
+        for discussion in call.core.discussions.all(repo)
         if (kind in (None, "all") or (kind == "pull_request") == (discussion.base is not None))
         and (status in (None, "all") or (status == "open") == (discussion.status in ("open", "draft")))
         and author in (None, discussion.author)

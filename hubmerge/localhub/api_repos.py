@@ -122,7 +122,7 @@ def list_repos(call: Call) -> Response:
     author, search = query.get("author"), query.get("search", "").lower()
     wanted = {tag for key, tag in query.multi_items() if key in ("filter", "pipeline_tag")}
     found: list[dict[str, Any]] = []
-    for repo in core.repos.list(call.kind, call.identity):
+    for repo in core.repos.listed(call.kind, call.identity):
         if (author and repo.namespace != author) or search not in repo.id.lower() or repo.disabled:
             continue
         view = views.repo_info(core, repo, core.history.resolve(repo, DEFAULT_BRANCH), blobs=False, expand=[])
@@ -139,13 +139,19 @@ def list_own_repos(call: Call) -> Response:
     namespace = call.params.get("namespace", user.name)
     items: list[dict[str, Any]] = []
     for kind in ("model", "dataset", "space"):
-        for repo in call.core.repos.list(kind, user):
+        for repo in call.core.repos.listed(kind, user):
             if repo.namespace == namespace:
                 files = call.core.history.snapshot(repo, call.core.history.resolve(repo, DEFAULT_BRANCH))
                 size = sum(entry.size_bytes for entry in files.values())
                 visibility = "private" if repo.private else "public"
                 items.append(
-                    {"id": repo.id, "type": kind, "storage": size, "visibility": visibility, "updatedAt": repo.created_at}
+                    {
+                        "id": repo.id,
+                        "type": kind,
+                        "storage": size,
+                        "visibility": visibility,
+                        "updatedAt": repo.created_at,
+                    }
                 )
     return paged(call, items)
 

@@ -105,9 +105,11 @@ class Accounts:
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer":
             raise invalid_token()
-        row = self._database.connection().execute(
-            "SELECT user, role, orgs FROM tokens WHERE digest = ?", (_digest(token.strip()),)
-        ).fetchone()
+        row = (
+            self._database.connection()
+            .execute("SELECT user, role, orgs FROM tokens WHERE digest = ?", (_digest(token.strip()),))
+            .fetchone()
+        )
         if row is None:
             raise invalid_token()
         return Identity(row["user"], "write" if row["role"] == "write" else "read", tuple(json.loads(row["orgs"])))

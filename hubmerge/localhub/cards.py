@@ -6,19 +6,21 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-LICENSES = frozenset(
-    "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0"
-    " bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc"
-    " cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0"
-    " cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0"
-    " cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1"
-    " eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c"
-    " ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa"
-    " unlicense zlib pddl lgpl-lr deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1"
-    " llama3.2 llama3.3 llama4 grok2-community gemma unknown other".split()
-)
+_LICENSE_TEXT = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0
+cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0
+cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0
+cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl
+gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr
+mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
+deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4
+grok2-community gemma unknown other
+"""
+LICENSES = frozenset(_LICENSE_TEXT.split())
 RELATIONS = frozenset(("adapter", "finetune", "merge", "quantized"))
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*(\r?\n|\Z)", re.S | re.M)
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.A)
@@ -42,8 +44,8 @@ def metadata(text: str | None) -> dict[str, Any]:
     """The card's metadata as JSON-ready values; empty if absent or unreadable."""
     block = front_matter(text or "")
     try:
-        loaded = yaml.safe_load(block) if block else None
-    except yaml.YAMLError:
+        loaded = YAML(typ="safe", pure=True).load(block) if block else None
+    except YAMLError:
         return {}
     return {str(key): _jsonable(value) for key, value in loaded.items()} if isinstance(loaded, dict) else {}
 
@@ -69,8 +71,8 @@ def validate(text: str, kind: str) -> CardReport:
         report.warnings.append("empty or missing yaml metadata in repo card")
         return report
     try:
-        data = yaml.safe_load(block)
-    except yaml.YAMLError as error:
+        data = YAML(typ="safe", pure=True).load(block)
+    except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 2}, column {mark.column + 1})" if mark else ""
         report.errors.append(f"YAML parse error: {getattr(error, 'problem', None) or error}{where}")
@@ -95,8 +97,7 @@ def _check_strings(key: str, value: Any, report: CardReport) -> None:
     if key in ("tags", "datasets", "metrics") and not isinstance(value, list):
         report.errors.append(f'"{key}" must be an array')
     elif not all(isinstance(item, str) for item in _strings(value)):
-        # YAML reads the language code `no` as false, a classic
-        report.errors.append(f'"{key}" must contain only strings (quote values such as no, on, 1.0)')
+        report.errors.append(f'"{key}" must contain only strings (quote values such as 1.0)')
 
 
 def _check_license(data: dict[str, Any], report: CardReport) -> None:

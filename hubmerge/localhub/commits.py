@@ -145,9 +145,7 @@ class Committer:
                 self._discussions.add_commit_event(db, repo, number, user, request.title, oid)
         return CommitResult(oid, None)
 
-    def commit_as_pull_request(
-        self, repo: Repo, revision: str, request: CommitRequest, user: Identity
-    ) -> CommitResult:
+    def commit_as_pull_request(self, repo: Repo, revision: str, request: CommitRequest, user: Identity) -> CommitResult:
         """Apply a request to a new pull request against ``revision``, starting at the named parent or the head.
 
         Raises:

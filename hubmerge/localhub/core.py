@@ -20,7 +20,6 @@ from hubmerge.localhub.repos import Repo, Repos, split_id
 from hubmerge.localhub.signing import Signer
 from hubmerge.localhub.trees import Entry, regular_entry
 
-
 LFS_THRESHOLD_BYTES = 10_000_000
 PART_SIZE_BYTES = 1 << 30
 URL_TTL_S = 3600.0

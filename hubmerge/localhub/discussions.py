@@ -60,14 +60,9 @@ class Discussions:
         self, db: sqlite3.Connection, repo: Repo, user: Identity, title: str, description: str,
         *, base: str | None, start: str | None, status: str = "open",
     ) -> int:  # fmt: skip
-        """Open a discussion inside the caller's transaction; a pull request if ``base`` is given.
+        """Open a discussion inside the caller's transaction and return its number.
 
-        Args:
-            base: Branch to change.
-            start: Commit the pull request's ref first points at.
-
-        Returns:
-            Its number.
+        It is a pull request if ``base`` names the branch to change; ``start`` is the commit its ref first points at.
         """
         row = db.execute("SELECT COALESCE(MAX(num), 0) + 1 AS n FROM discussions WHERE repo_id = ?", (repo.key,))
         number = int(row.fetchone()["n"])
@@ -90,11 +85,9 @@ class Discussions:
             if not pull_request:
                 return self.insert(db, repo, user, title, description, base=None, start=None)
             start = self._history.resolve(repo, DEFAULT_BRANCH)
-            return self.insert(
-                db, repo, user, title, description, base=DEFAULT_BRANCH, start=start, status="draft"
-            )
+            return self.insert(db, repo, user, title, description, base=DEFAULT_BRANCH, start=start, status="draft")
 
-    def list(self, repo: Repo) -> list[Discussion]:
+    def all(self, repo: Repo) -> list[Discussion]:
         """All discussions, newest first."""
         rows = self._database.connection().execute(
             "SELECT * FROM discussions WHERE repo_id = ? ORDER BY num DESC", (repo.key,)
@@ -107,9 +100,11 @@ class Discussions:
         Raises:
             HubError: 404.
         """
-        row = self._database.connection().execute(
-            "SELECT * FROM discussions WHERE repo_id = ? AND num = ?", (repo.key, number)
-        ).fetchone()
+        row = (
+            self._database.connection()
+            .execute("SELECT * FROM discussions WHERE repo_id = ? AND num = ?", (repo.key, number))
+            .fetchone()
+        )
         if row is None:
             raise HubError(404, f"Discussion {number} not found")
         return _discussion(row)
@@ -217,9 +212,7 @@ class Discussions:
                 db, repo, files, parent=head, title=title, message=comment or "", author=user.name
             )
             self._history.set_ref(db, repo, branch_ref(discussion.base), oid)
-            db.execute(
-                "UPDATE discussions SET merge_commit = ? WHERE repo_id = ? AND num = ?", (oid, repo.key, number)
-            )
+            db.execute("UPDATE discussions SET merge_commit = ? WHERE repo_id = ? AND num = ?", (oid, repo.key, number))
             self._set_status(db, repo, number, user, "merged")
         return oid
 
@@ -257,5 +250,3 @@ def _discussion(row: sqlite3.Row) -> Discussion:
         row["num"], row["title"], row["author"], row["status"], row["base"] if row["is_pull_request"] else None,
         row["merge_commit"], row["created_at"],
     )  # fmt: skip
-
-

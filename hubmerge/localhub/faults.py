@@ -16,7 +16,7 @@ from hubmerge.localhub.protocol import CONNECTION, ZEROCOPY, HubProtocol, Messag
 DRIP_INTERVAL_S = 0.02
 DELIVERY_GRACE_S = 0.05
 
-EXPIRED_BODY = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>'
+EXPIRED_BODY = "<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class FaultBook:
             return next((rule.fault for rule in self._rules if rule.strikes(method, path)), None)
 
 
-class _Cut(Exception):
+class _CutError(Exception):
     """The fault has ended the response; the hub's own answer is of no more interest."""
 
 
@@ -215,11 +215,11 @@ class _FaultyResponse:
             await asyncio.sleep(DELIVERY_GRACE_S)  # a reset takes bytes with it that the client has not read yet
             self._connection.reset()
             await self._connection.gone()
-            raise _Cut
+            raise _CutError
         else:
             self._connection.close()
             await self._connection.gone()
-            raise _Cut
+            raise _CutError
 
 
 class FaultMiddleware:
@@ -250,7 +250,7 @@ class FaultMiddleware:
                 await self._answer(fault, response, scope["method"])
             else:
                 await self._app(_spoiled_scope(scope, fault), _cut_upload(fault, connection, receive), response)
-        except _Cut:
+        except _CutError:
             return
 
     async def _answer(self, fault: Fault, response: _FaultyResponse, method: str) -> None:

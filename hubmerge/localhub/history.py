@@ -16,7 +16,8 @@ from hubmerge.localhub.trees import Entry, folder_oids, git_oid
 DEFAULT_BRANCH = "main"
 MIN_SHORT_OID = 7
 _OID = re.compile(r"[0-9a-f]{7,40}")
-_REF_NAME = re.compile(r"(?!.*(\.\.|//|@\{|\.lock$|\.$|/$))[^\s~^:?*\[\\\x00-\x1f\x7f/.-][^\s~^:?*\[\\\x00-\x1f\x7f]{0,249}")
+_REF_BANNED = r"\s~^:?*\[\\\x00-\x1f\x7f"
+_REF_NAME = re.compile(rf"(?!.*(\.\.|//|@\{{|\.lock$|\.$|/$))[^{_REF_BANNED}/.-][^{_REF_BANNED}]{{0,249}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,11 @@ class History:
 
     def ref(self, repo: Repo, name: str) -> str | None:
         """Commit that the ref of that full name points at."""
-        row = self._database.connection().execute(
-            "SELECT oid FROM refs WHERE repo_id = ? AND name = ?", (repo.key, name)
-        ).fetchone()
+        row = (
+            self._database.connection()
+            .execute("SELECT oid FROM refs WHERE repo_id = ? AND name = ?", (repo.key, name))
+            .fetchone()
+        )
         return None if row is None else str(row["oid"])
 
     def refs(self, repo: Repo) -> dict[str, str]:
@@ -88,10 +91,14 @@ class History:
             if candidate.startswith("refs/") and (oid := self.ref(repo, candidate)) is not None:
                 return oid
         if _OID.fullmatch(name):
-            rows = self._database.connection().execute(
-                "SELECT oid FROM commits WHERE repo_id = ? AND oid >= ? AND oid < ? LIMIT 2",
-                (repo.key, name, name + "g"),
-            ).fetchall()
+            rows = (
+                self._database.connection()
+                .execute(
+                    "SELECT oid FROM commits WHERE repo_id = ? AND oid >= ? AND oid < ? LIMIT 2",
+                    (repo.key, name, name + "g"),
+                )
+                .fetchall()
+            )
             if len(rows) == 1:
                 return str(rows[0]["oid"])
         raise revision_not_found(revision)
@@ -102,9 +109,11 @@ class History:
         Raises:
             HubError: RevisionNotFound.
         """
-        row = self._database.connection().execute(
-            "SELECT * FROM commits WHERE repo_id = ? AND oid = ?", (repo.key, oid)
-        ).fetchone()
+        row = (
+            self._database.connection()
+            .execute("SELECT * FROM commits WHERE repo_id = ? AND oid = ?", (repo.key, oid))
+            .fetchone()
+        )
         if row is None:
             raise revision_not_found(oid)
         return _commit(row)
@@ -128,11 +137,15 @@ class History:
 
     def find(self, repo: Repo, oid: str, path: str) -> Entry | None:
         """One file of a commit."""
-        row = self._database.connection().execute(
-            "SELECT e.* FROM entries e JOIN commits c ON e.tree_id = c.tree_id"
-            " WHERE c.repo_id = ? AND c.oid = ? AND e.path = ?",
-            (repo.key, oid, path),
-        ).fetchone()
+        row = (
+            self._database.connection()
+            .execute(
+                "SELECT e.* FROM entries e JOIN commits c ON e.tree_id = c.tree_id"
+                " WHERE c.repo_id = ? AND c.oid = ? AND e.path = ?",
+                (repo.key, oid, path),
+            )
+            .fetchone()
+        )
         return None if row is None else _entry(row)
 
     def entry(self, repo: Repo, oid: str, path: str) -> Entry:
@@ -223,9 +236,11 @@ class History:
 
     def has_object(self, repo: Repo, sha256: str) -> bool:
         """Whether the large file was uploaded to, or committed in, this repository."""
-        row = self._database.connection().execute(
-            "SELECT 1 FROM repo_objects WHERE repo_id = ? AND sha256 = ?", (repo.key, sha256)
-        ).fetchone()
+        row = (
+            self._database.connection()
+            .execute("SELECT 1 FROM repo_objects WHERE repo_id = ? AND sha256 = ?", (repo.key, sha256))
+            .fetchone()
+        )
         return row is not None
 
     def add_object(self, repo_key: int, sha256: str) -> None:
@@ -238,6 +253,4 @@ def _commit_oid(tree_oid: str, parent: str | None, author: str, date: str, messa
     seconds = int(datetime.strptime(date, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp())
     person = f"{author} <{author}@users.noreply.localhub> {seconds} +0000"
     parents = f"parent {parent}\n" if parent else ""
-    return git_oid(
-        "commit", f"tree {tree_oid}\n{parents}author {person}\ncommitter {person}\n\n{message}\n".encode()
-    )
+    return git_oid("commit", f"tree {tree_oid}\n{parents}author {person}\ncommitter {person}\n\n{message}\n".encode())

@@ -213,10 +213,10 @@ class Application:
     async def _run(self, found: Route, match: re.Match[str], request: Request, path: str) -> Response:
         params = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
         with SpooledTemporaryFile(SPOOL_BYTES) as spool:
-            call = Call(self._core, request, params, path, cast(BinaryIO, spool))
+            call = Call(self._core, request, params, path, cast("BinaryIO", spool))
             if found.stream:
-                return await cast(StreamHandler, found.handler)(call)
+                return await cast("StreamHandler", found.handler)(call)
             async for chunk in request.stream():
                 spool.write(chunk)
             spool.seek(0)
-            return await asyncio.to_thread(cast(Handler, found.handler), call)
+            return await asyncio.to_thread(cast("Handler", found.handler), call)

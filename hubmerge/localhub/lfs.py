@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from hubmerge.localhub.errors import HubError, bad_request
 from hubmerge.localhub.http import Call
-from hubmerge.localhub.objects import DigestMismatch, ObjectWriter
+from hubmerge.localhub.objects import DigestMismatchError, ObjectWriter
 from hubmerge.localhub.patterns import IgnoreRules, LfsRules
 from hubmerge.localhub.repos import Repo
 
@@ -140,7 +140,7 @@ async def upload(call: Call) -> Response:
     def finish() -> None:
         try:
             writer.commit(sha256=call.params["sha256"], size_bytes=size_bytes)
-        except DigestMismatch as error:
+        except DigestMismatchError as error:
             raise bad_request(f"The content does not match its announced hash: {error}") from error
         core.history.add_object(int(call.params["key"]), call.params["sha256"])
 
@@ -181,7 +181,7 @@ def complete(call: Call) -> Response:
             core.objects.assemble(sha256, size_bytes, parts)
         except FileNotFoundError as error:
             raise bad_request("A part was never uploaded") from error
-        except DigestMismatch as error:
+        except DigestMismatchError as error:
             raise bad_request(f"The content does not match its announced hash: {error}") from error
     core.history.add_object(int(call.params["key"]), sha256)
     return JSONResponse({"success": True})

@@ -12,7 +12,7 @@ from pathlib import Path
 COPY_BYTES = 1 << 20
 
 
-class DigestMismatch(Exception):
+class DigestMismatchError(Exception):
     """The bytes received are not the bytes announced."""
 
 
@@ -55,12 +55,14 @@ class ObjectWriter:
             Its SHA-256, hex.
 
         Raises:
-            DigestMismatch: The content differs from what was announced; nothing is stored.
+            DigestMismatchError: The content differs from what was announced; nothing is stored.
         """
         found = self.sha256
         if (sha256 is not None and sha256 != found) or (size_bytes is not None and size_bytes != self.size_bytes):
             self.abort()
-            raise DigestMismatch(f"expected {sha256} ({size_bytes} bytes), received {found} ({self.size_bytes} bytes)")
+            raise DigestMismatchError(
+                f"expected {sha256} ({size_bytes} bytes), received {found} ({self.size_bytes} bytes)"
+            )
         os.fsync(self._file.fileno())
         self._file.close()
         self._objects.adopt(self._path, found)
@@ -134,7 +136,7 @@ class ObjectStore:
         if not final.parent.exists():
             final.parent.mkdir(exist_ok=True)
             _sync_folder(self._objects)
-        os.replace(temporary, final)
+        temporary.replace(final)
         _sync_folder(final.parent)
 
     def part_path(self, sha256: str, number: int, length_bytes: int) -> Path:
@@ -145,13 +147,13 @@ class ObjectStore:
         """Give a complete part its final name."""
         final = self.part_path(sha256, number, length_bytes)
         final.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(temporary, final)
+        temporary.replace(final)
 
     def assemble(self, sha256: str, size_bytes: int, parts: Iterable[Path]) -> None:
         """Join parts into one blob.
 
         Raises:
-            DigestMismatch: The joined bytes are not the announced object.
+            DigestMismatchError: The joined bytes are not the announced object.
             FileNotFoundError: A part was never uploaded.
         """
         writer = self.writer()

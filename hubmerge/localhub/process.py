@@ -47,7 +47,7 @@ class HubProcess:
             "faults": True,
             **options,
         }
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, a constant program
             [sys.executable, "-c", _CHILD, json.dumps(settings)], stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None

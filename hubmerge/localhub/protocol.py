@@ -60,7 +60,7 @@ class HubProtocol(H11Protocol):
             scope["extensions"] = {ZEROCOPY: {}, CONNECTION: self}
             await inner(scope, receive, extended_send)
 
-        self.app = cast(Any, app)
+        self.app = cast("Any", app)
 
     async def _send_file(self, message: Message, send: Send) -> None:
         file: BinaryIO = message["file"]
@@ -69,7 +69,7 @@ class HubProtocol(H11Protocol):
         if self.cycle.disconnected or self.transport.is_closing():
             return
         if count and self.cycle.scope["method"] != "HEAD":
-            self.conn.send_with_data_passthrough(h11.Data(data=cast(bytes, _Span(count))))
+            self.conn.send_with_data_passthrough(h11.Data(data=cast("bytes", _Span(count))))
             try:
                 sent = await self.loop.sendfile(self.transport, file, offset, count)
             except (OSError, RuntimeError):  # the client went away; asyncio says RuntimeError if it saw that first

@@ -86,9 +86,11 @@ class Repos:
     def find(self, kind: str, repo_id: str) -> Repo | None:
         """The repository, whoever asks."""
         namespace, _, name = repo_id.partition("/")
-        row = self._database.connection().execute(
-            "SELECT * FROM repos WHERE type = ? AND namespace = ? AND name = ?", (kind, namespace, name)
-        ).fetchone()
+        row = (
+            self._database.connection()
+            .execute("SELECT * FROM repos WHERE type = ? AND namespace = ? AND name = ?", (kind, namespace, name))
+            .fetchone()
+        )
         return None if row is None else _from_row(row)
 
     def visible(self, kind: str, repo_id: str, identity: Identity | None) -> Repo:
@@ -144,7 +146,7 @@ class Repos:
             raise forbidden(f"Forbidden: you must use a write token to contribute to {repo.id}")
         return repo, identity
 
-    def list(self, kind: str, identity: Identity | None) -> list[Repo]:
+    def listed(self, kind: str, identity: Identity | None) -> list[Repo]:
         """Repositories of one type that the caller may see, newest first."""
         rows = self._database.connection().execute("SELECT * FROM repos WHERE type = ? ORDER BY id DESC", (kind,))
         found = [_from_row(row) for row in rows]
@@ -190,13 +192,12 @@ class Repos:
         self, repo: Repo, *, private: bool | None = None, gated: str | None = None, disabled: bool | None = None
     ) -> None:
         """Change settings; ``None`` leaves one as it is."""
-        changes: dict[str, str | bool] = {}
-        for column, value in (("private", private), ("gated", gated), ("disabled", disabled)):
-            if value is not None:
-                changes[column] = value
         with self._database.write() as db:
-            for column, value in changes.items():
-                db.execute(f"UPDATE repos SET {column} = ? WHERE id = ?", (value, repo.key))  # noqa: S608 - fixed names
+            db.execute(
+                "UPDATE repos SET private = COALESCE(?, private), gated = COALESCE(?, gated),"
+                " disabled = COALESCE(?, disabled) WHERE id = ?",
+                (private, gated, disabled, repo.key),
+            )
 
     def grant(self, repo: Repo, user: str) -> None:
         """Let a user download a gated repository's files."""

@@ -248,6 +248,10 @@ def serve(
     """Serve a hub from the main thread until SIGINT or SIGTERM.
 
     Args:
+        root: Folder with all state.
+        host: Address to listen on.
+        port: Port; 0 picks a free one.
+        users: Everyone with a token.
         ready: Called with the hub once it accepts connections, for example to print its address.
         options: Further arguments of :class:`LocalHub`.
 

@@ -150,10 +150,9 @@ def merge_snapshots(base: Snapshot, ours: Snapshot, theirs: Snapshot) -> tuple[d
             merged.pop(path, None)
         else:
             merged[path] = other
-    for path in theirs.keys() - base.keys():
-        if any(folder in ours and folder in merged for folder in parent_folders(path)):
-            conflicts.append(path)
-    return merged, sorted(set(conflicts))
+    # One side made a file where the other made a folder.
+    clashing = {p for p in merged if any(folder in merged for folder in parent_folders(p))}
+    return merged, sorted({*conflicts, *clashing})
 
 
 def _same(left: Entry | None, right: Entry | None) -> bool:

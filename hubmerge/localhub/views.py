@@ -106,12 +106,7 @@ def card_tags(card: dict[str, Any]) -> list[str]:
 
 
 def repo_info(core: Core, repo: Repo, oid: str, *, blobs: bool, expand: list[str]) -> dict[str, Any]:
-    """A repository at a commit.
-
-    Args:
-        blobs: With sizes and digests of the files.
-        expand: If given, only these properties besides the id.
-    """
+    """A repository at commit ``oid``; ``blobs`` adds sizes and digests of files, ``expand`` selects properties."""
     files = core.history.snapshot(repo, oid)
     card = cards.metadata(core.text(repo, oid, "README.md"))
     view: dict[str, Any] = {
@@ -199,8 +194,8 @@ def unified_diff(core: Core, before: Snapshot, after: Snapshot) -> str:
         if old is not None and old.same_content(new):
             continue
         out.append(f"diff --git a/{path} b/{path}\n")
-        old_name, new_name = ("/dev/null" if old is None else f"a/{path}"), ("/dev/null" if new is None else f"b/{path}")
-        lines = difflib.unified_diff(_lines(core, old), _lines(core, new), old_name, new_name)
+        names = "/dev/null" if old is None else f"a/{path}", "/dev/null" if new is None else f"b/{path}"
+        lines = difflib.unified_diff(_lines(core, old), _lines(core, new), *names)
         out += [line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines]
     return "".join(out)
 
