@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hubmerge.adapters.config import check_base, check_config
-from hubmerge.adapters.parts import AdapterPart, check_shape, inventory
+from hubmerge.adapters.parts import check_shape, inventory, is_optional
+from hubmerge.spec import AdapterPart
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +15,17 @@ if TYPE_CHECKING:
     from hubmerge.adapters.arithmetic import Load
     from hubmerge.spec import LowRank
 
-__all__ = ["AdapterPart", "check_base", "check_config", "check_shape", "delta", "factors", "inventory", "merged"]
+__all__ = [
+    "AdapterPart",
+    "check_base",
+    "check_config",
+    "check_shape",
+    "delta",
+    "factors",
+    "inventory",
+    "is_optional",
+    "merged",
+]
 
 
 def merged(

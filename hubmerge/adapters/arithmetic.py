@@ -9,9 +9,9 @@ import torch
 
 from hubmerge.adapters.config import is_plain_lora, lora_scale
 from hubmerge.adapters.kinds import TOKENS
-from hubmerge.adapters.parts import BASE_LAYER, TOKEN_ADAPTER, AdapterPart
+from hubmerge.adapters.parts import BASE_LAYER, TOKEN_ADAPTER, roles
 from hubmerge.errors import SourceError, UnsupportedAdapterError
-from hubmerge.spec import LowRank, TensorSpec
+from hubmerge.spec import AdapterPart, LowRank, TensorSpec
 
 Load = Callable[[TensorSpec], torch.Tensor]
 _TOKEN_ROLES = (TOKEN_ADAPTER + TOKENS, TOKENS)
@@ -41,17 +41,17 @@ def lora_factors(part: AdapterPart, config: Mapping[str, Any], load: Load, dtype
 
     A linear weight's product is (out, in) whatever its stored orientation; an embedding's is as stored.
     """
-    roles = part.roles()
+    stored = roles(part)
     if part.kind != "low_rank" or part.parameter != "weight":
         return None
     scale = lora_scale(config, part.module)
-    if "lora_embedding_A" in roles:
-        tokens = fetch(roles["lora_embedding_A"], load, dtype)
-        features = fetch(roles["lora_embedding_B"], load, dtype)
+    if "lora_embedding_A" in stored:
+        tokens = fetch(stored["lora_embedding_A"], load, dtype)
+        features = fetch(stored["lora_embedding_B"], load, dtype)
         return LowRank(tokens.T, features.T, scale)
-    if len(roles["lora_A.weight"].shape) != 2:
+    if len(stored["lora_A.weight"].shape) != 2:
         return None
-    return LowRank(fetch(roles["lora_B.weight"], load, dtype), fetch(roles["lora_A.weight"], load, dtype), scale)
+    return LowRank(fetch(stored["lora_B.weight"], load, dtype), fetch(stored["lora_A.weight"], load, dtype), scale)
 
 
 def low_rank_delta(
@@ -66,14 +66,14 @@ def low_rank_delta(
         base: The base's stored tensor; only its shape and dtype matter.
         transposed: Whether a linear weight is stored as [in, out].
     """
-    dtype, scale, roles = compute_dtype(base), lora_scale(config, part.module), part.roles()
+    dtype, scale, stored = compute_dtype(base), lora_scale(config, part.module), roles(part)
     if part.parameter == "bias":
-        return fetch(roles["lora_B.bias"], load, dtype) * scale
-    if "lora_embedding_A" in roles:
-        up, down = fetch(roles["lora_embedding_B"], load, dtype), fetch(roles["lora_embedding_A"], load, dtype)
+        return fetch(stored["lora_B.bias"], load, dtype) * scale
+    if "lora_embedding_A" in stored:
+        up, down = fetch(stored["lora_embedding_B"], load, dtype), fetch(stored["lora_embedding_A"], load, dtype)
         product = (up @ down).T
     else:
-        up, down = fetch(roles["lora_B.weight"], load, dtype), fetch(roles["lora_A.weight"], load, dtype)
+        up, down = fetch(stored["lora_B.weight"], load, dtype), fetch(stored["lora_A.weight"], load, dtype)
         product = _conv_product(up, down) if down.ndim > 2 else up @ down
         if transposed and product.ndim == 2:
             product = product.T
@@ -106,12 +106,14 @@ def direct_merge(
         start: What the adapter is applied to: the base's tensor, or the adapter's own copy of it.
         transposed: Whether a linear weight is stored as [in, out].
     """
-    roles = part.roles()
+    stored = roles(part)
     for role in _TOKEN_ROLES:
-        if role in roles:
-            return _replace_rows(part, token_indices(config, part.module), fetch(roles[role], load, start.dtype), start)
-    if part.parameter == "bias" and "ia3_l" in roles:
-        return start * fetch(roles["ia3_l"], load, start.dtype).reshape(start.shape)
+        if role in stored:
+            return _replace_rows(
+                part, token_indices(config, part.module), fetch(stored[role], load, start.dtype), start
+            )
+    if part.parameter == "bias" and "ia3_l" in stored:
+        return start * fetch(stored["ia3_l"], load, start.dtype).reshape(start.shape)
     if part.parameter == "bias" or is_plain_lora(config):
         return start + low_rank_delta(part, config, load, start, transposed=transposed)
     return None
@@ -143,7 +145,6 @@ def _replace_rows(part: AdapterPart, rows: list[int], values: torch.Tensor, star
 def start_value(part: AdapterPart, load: Load, base: torch.Tensor) -> torch.Tensor:
     """What the adapter is applied to, in the compute dtype: its own copy of the base's tensor if it stores one."""
     dtype = compute_dtype(base)
-    own = part.roles().get(BASE_LAYER + part.parameter)
-    if own is None:
-        own = part.roles().get(part.parameter) if part.kind == "generic" else None
+    stored = roles(part)
+    own = stored.get(BASE_LAYER + part.parameter) or stored.get(part.parameter)
     return base.to(dtype) if own is None else fetch(own, load, dtype)

@@ -82,8 +82,12 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
 
     Raises:
         UnsupportedAdapterError: With the kind or option by name, and the reason.
+        SourceError: An option has a value that makes no sense.
     """
     kind = kind_of(config, where)
+    saved = config.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        raise SourceError(f"{where}: modules_to_save in adapter_config.json is not a list of names: {saved!r}")
     if kind.peft_type == "LORA":
         _check_lora(config, where)
         return
@@ -128,9 +132,27 @@ def _check_lora(config: Mapping[str, Any], where: str) -> None:
             f"{where}: LoRA with init_lora_weights={init!r} is not known; it may have changed the base's weights",
             hint=_CONVERT_HINT,
         )
-    for option in ("r", "lora_alpha"):
-        if not isinstance(config.get(option, 8), int | float):
-            raise SourceError(f"{where}: {option} in adapter_config.json is not a number: {config.get(option)!r}")
+    _check_numbers(config, where)
+
+
+def _check_numbers(config: Mapping[str, Any], where: str) -> None:
+    """Refuse values that the arithmetic cannot use, before they turn into an error of Python's."""
+    values: dict[str, Any] = {option: config.get(option, 8) for option in ("r", "lora_alpha")}
+    for option in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(option) or {}
+        if not isinstance(patterns, Mapping):
+            raise SourceError(f"{where}: {option} in adapter_config.json is not a mapping: {patterns!r}")
+        for pattern, value in patterns.items():
+            values[f"{option}[{pattern!r}]"] = value
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise SourceError(f"{where}: {option} has an invalid pattern {pattern!r}: {error}") from error
+    for name, value in values.items():
+        is_rank = name.startswith("r")
+        if isinstance(value, bool) or not isinstance(value, int if is_rank else int | float) or (is_rank and value < 1):
+            wanted = "a positive integer" if is_rank else "a number"
+            raise SourceError(f"{where}: {name} in adapter_config.json is {value!r}, not {wanted}")
 
 
 def init_of(config: Mapping[str, Any]) -> str:

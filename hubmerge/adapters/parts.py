@@ -1,4 +1,8 @@
-"""From an adapter's headers to the parameters of the base that it changes."""
+"""From an adapter's headers to the parameters of the base that it changes.
+
+A part's kind says how its values come about. ``low_rank``: the base plus something that depends on the adapter alone.
+``generic``: a function of the base's values. ``replace``: the adapter stores the whole parameter.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +14,21 @@ from typing import Any, Literal
 from hubmerge.adapters.config import is_plain_lora, kind_of, lora_rank
 from hubmerge.adapters.kinds import PREFIXES, TOKENS, WRAPPERS, AdapterKind
 from hubmerge.errors import SourceError, UnsupportedAdapterError
-from hubmerge.spec import TensorSpec
+from hubmerge.spec import AdapterPart, TensorSpec
 
 ROOT = "base_model.model."
 BASE_LAYER = "base_layer."
 TOKEN_ADAPTER = "token_adapter."  # noqa: S105 (a name in PEFT's files)
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterPart:
-    """What an adapter does to one parameter of its base.
+def roles(part: AdapterPart) -> dict[str, TensorSpec]:
+    """A part's stored tensors by their name below the module; shared ones by their name at the top."""
+    return {_role(spec.name, part.module): spec for spec in part.tensors}
 
-    ``low_rank``: the base plus something that depends on the adapter alone. ``generic``: a function of the base's
-    values. ``replace``: the adapter stores the whole parameter.
-    """
 
-    module: str
-    """Path in the adapter's namespace, e.g. ``model.layers.0.self_attn.q_proj``."""
-    parameter: str
-    """``weight``, ``bias``, or the name of another parameter or buffer of a module that is replaced."""
-    kind: Literal["low_rank", "generic", "replace"]
-    tensors: tuple[TensorSpec, ...]
-    """The adapter's stored tensors that it needs."""
-    rank: int | None = None
-    optional: bool = False
-    """The adapter cannot tell whether the base has this parameter; without it there is nothing to do."""
-
-    @property
-    def name(self) -> str:
-        """The parameter's name in the adapter's namespace."""
-        return f"{self.module}.{self.parameter}" if self.module else self.parameter
-
-    def roles(self) -> dict[str, TensorSpec]:
-        """The stored tensors by their name below the module; shared ones by their name at the top."""
-        return {_role(spec.name, self.module): spec for spec in self.tensors}
+def is_optional(part: AdapterPart) -> bool:
+    """Whether the base may lack this parameter: IA3 scales a module's bias if there is one, and its headers cannot tell."""
+    return part.kind == "generic" and part.parameter == "bias" and roles(part).keys() == {"ia3_l"}
 
 
 def _role(name: str, module: str) -> str:
@@ -102,21 +87,21 @@ def _sort(config: Mapping[str, Any], kind: AdapterKind, tensors: Mapping[str, Te
     suffixes = sorted(kind.tensors | {TOKEN_ADAPTER + TOKENS}, key=len, reverse=True)
     saved = tuple(config.get("modules_to_save") or ())
     for name, spec in tensors.items():
-        if name.removeprefix("base_model.") in kind.shared:
-            found.shared[name.removeprefix("base_model.")] = spec
-            continue
-        path = name.removeprefix(ROOT)
-        suffix = next((s for s in suffixes if path.endswith(f".{s}")), None)
+        path, top = name.removeprefix(ROOT), name.removeprefix("base_model.")
         module, _, parameter = path.rpartition(".")
-        if path == name:
+        wrapped = module.removesuffix(".base_layer")
+        suffix = next((s for s in suffixes if path.endswith(f".{s}")), None)
+        if top in kind.shared:
+            found.shared[top] = spec
+        elif path == name or not _is_plain(owner := path.removesuffix(f".{suffix}") if suffix else wrapped):
             found.unknown.append(name)
-        elif suffix is not None and _is_plain(module := path.removesuffix(f".{suffix}")):
-            found.adapted.setdefault(module, {})[suffix] = spec
+        elif suffix is not None:
+            found.adapted.setdefault(owner, {})[suffix] = spec
         elif parameter in kind.copies:
             continue
-        elif module.endswith(".base_layer") and _is_plain(module := module.removesuffix(".base_layer")):
-            found.wrapped[module, parameter] = spec
-        elif _is_plain(path) and (parameter in ("weight", "bias") or _is_saved(module, saved)):
+        elif wrapped != module:
+            found.wrapped[wrapped, parameter] = spec
+        elif _is_plain(parameter) and (parameter in ("weight", "bias") or _is_saved(module, saved)):
             found.full[module, parameter] = spec
         else:
             found.unknown.append(name)
@@ -156,7 +141,7 @@ def _module_parts(
     tensors = (*own.values(), *found.shared.values(), *_some(weight))
     parts = [AdapterPart(module, "weight", "generic", tensors)]
     if kind.peft_type == "IA3" and not is_feedforward(config, module):
-        parts.append(AdapterPart(module, "bias", "generic", (*own.values(), *_some(bias)), optional=bias is None))
+        parts.append(AdapterPart(module, "bias", "generic", (*own.values(), *_some(bias))))
     elif bias is not None:
         parts.append(AdapterPart(module, "bias", "replace", (bias,)))
     return parts
@@ -182,18 +167,23 @@ def _lora_parts(
             f"{where}: {module} should store {', '.join(sorted(expected))}; missing or extra: {', '.join(odd)}"
         )
     rank = lora_rank(config, module)
-    stored = (own[down].shape[:1], own[up].shape[1:2])
-    if stored != ((rank,), (rank,)) or len(own[down].shape) != len(own[up].shape):
-        raise SourceError(
-            f"{where}: {module} has factors {list(own[up].shape)} and {list(own[down].shape)}, but rank {rank} in its config",
-            hint="If it is a quantised or sharded export, save it again with PEFT's save_pretrained.",
-        )
+    _check_rank(rank, own[up].shape, own[down].shape, f"{where}: {module}")
     kind: Literal["low_rank", "generic"] = "low_rank" if is_plain_lora(config) and weight is None else "generic"
     yield AdapterPart(module, "weight", kind, (*own.values(), *_some(weight)), rank)
     if lora_bias is not None:
         yield AdapterPart(module, "bias", "low_rank" if bias is None else "generic", (lora_bias, *_some(bias)))
     elif bias is not None:
         yield AdapterPart(module, "bias", "replace", (bias,))
+
+
+def _check_rank(rank: int, up: tuple[int, ...], down: tuple[int, ...], what: str) -> None:
+    if len(up) == len(down) > 2 and down[0] == rank and up[1] < rank and rank % up[1] == 0:
+        raise UnsupportedAdapterError(f"{what} is a convolution with groups, whose LoRA cannot be merged")
+    if len(up) != len(down) or (down[:1], up[1:2]) != ((rank,), (rank,)):
+        raise SourceError(
+            f"{what} has factors of shape {list(up)} and {list(down)}, but its rank in the config is {rank}",
+            hint="If it is a quantised or sharded export, save it again with PEFT's save_pretrained.",
+        )
 
 
 def is_feedforward(config: Mapping[str, Any], module: str) -> bool:
@@ -215,23 +205,18 @@ def check_shape(part: AdapterPart, shape: tuple[int, ...], *, transposed: bool, 
 
     Raises:
         SourceError: The factors do not fit the base's tensor.
-        UnsupportedAdapterError: A convolution with groups, which PEFT cannot merge either.
     """
-    roles = part.roles()
+    stored = roles(part)
     expected: tuple[int, ...] | None = None
-    if "lora_embedding_A" in roles:
-        expected = (roles["lora_embedding_A"].shape[1], roles["lora_embedding_B"].shape[0])
-    elif "lora_A.weight" in roles:
-        down, up = roles["lora_A.weight"].shape, roles["lora_B.weight"].shape
+    if "lora_embedding_A" in stored:
+        expected = (stored["lora_embedding_A"].shape[1], stored["lora_embedding_B"].shape[0])
+    elif "lora_A.weight" in stored:
+        down, up = stored["lora_A.weight"].shape, stored["lora_B.weight"].shape
         expected = (up[0], *down[1:])
-        if len(down) > 2 and len(shape) == len(down) and down[1] != shape[1]:
-            raise UnsupportedAdapterError(
-                f"{where}: {part.module} is a convolution with groups, whose LoRA cannot be merged"
-            )
         if transposed and len(expected) == 2:
             expected = expected[::-1]
-    elif part.parameter == "bias" and "lora_B.bias" in roles:
-        expected = roles["lora_B.bias"].shape
+    elif part.parameter == "bias" and "lora_B.bias" in stored:
+        expected = stored["lora_B.bias"].shape
     if expected is not None and expected != shape:
         raise SourceError(
             f"{where}: {part.name} is made for shape {list(expected)}, but the base's tensor has {list(shape)}",

@@ -14,11 +14,12 @@ from torch import nn
 
 from hubmerge.adapters.arithmetic import Load, fetch
 from hubmerge.adapters.config import match_pattern
-from hubmerge.adapters.parts import BASE_LAYER, ROOT, AdapterPart, is_feedforward
+from hubmerge.adapters.parts import BASE_LAYER, ROOT, is_feedforward, roles
 from hubmerge.errors import HubMergeError, SourceError, UnsupportedAdapterError
+from hubmerge.spec import AdapterPart
 
-# PEFT draws from torch's global generator and warns through the process-wide filter list while it builds a layer, so only
-# one thread at a time may do that. The lock guards nothing of ours.
+# While PEFT builds a layer it draws from torch's global generator and warns through process-wide filters, so only one
+# thread at a time may do that. The lock guards nothing of ours.
 _BUILDING = threading.Lock()
 _SHAPE_GIVER = "shape_of_the_largest_module"
 # Options that select modules or describe training: the skeleton's only module is always the target.
@@ -61,7 +62,12 @@ def parse_config(config: Mapping[str, Any], where: str, overrides: Mapping[str, 
         from peft import PeftType
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-        cls = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(str(config["peft_type"]).upper())]
+        peft_type = str(config["peft_type"]).upper()
+        if peft_type not in PeftType.__members__:
+            raise UnsupportedAdapterError(
+                f"{where}: the installed PEFT has no {peft_type} adapters", hint="Update peft."
+            )
+        cls = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)]
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in config.items() if key != "runtime_config"}
         unknown = sorted(key for key, value in values.items() if key not in known and value)
@@ -127,8 +133,6 @@ def _module_options(
             else:
                 key = match_pattern(value, part.module)
                 options[name] = {} if key is None else {key: value[key]}
-    if str(config["peft_type"]).upper() == "ADALORA":
-        options |= {"inference_mode": False, "total_step": config.get("total_step") or 1}
     if str(config["peft_type"]).upper() == "IA3":
         options["feedforward_modules"] = [part.module] if is_feedforward(config, part.module) else []
     if _largest_shape(state, (1, 1)) is not None:
@@ -154,7 +158,7 @@ def _build(
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     root = nn.Module()
-    embedding = any("_embedding_" in role for role in part.roles())
+    embedding = any("_embedding_" in role for role in roles(part))
     _place(root, part.module, _bare_module(start, embedding=embedding, transposed=transposed))
     out_in = (start.shape[1], start.shape[0]) if transposed else (start.shape[0], start.shape[-1])
     largest = _largest_shape(state, out_in)

@@ -16,6 +16,7 @@ from torch import nn
 
 from hubmerge.spec import DTYPES, TensorSpec
 
+
 # Every warning is an error in the tests; PEFT's and transformers' own are not ours.
 @contextmanager
 def quiet() -> Iterator[None]:
