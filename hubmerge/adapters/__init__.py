@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubmerge.adapters.config import check_base, check_config
 from hubmerge.adapters.parts import check_shape, inventory, is_optional
+from hubmerge.errors import SourceError
 from hubmerge.spec import AdapterPart
 
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ def delta(
     if part.kind == "low_rank":
         return arithmetic.low_rank_delta(part, config, load, base, transposed=transposed)
     values = merged(part, config, load, base, transposed=transposed)
+    if values.shape != base.shape:
+        raise SourceError(
+            f"{part.name}: the adapter stores shape {list(values.shape)}, the base has {list(base.shape)}",
+            hint="The adapter belongs to another base, or to one whose vocabulary was resized.",
+        )
     return values.double() - base.double()
 
 

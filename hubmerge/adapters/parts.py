@@ -27,7 +27,7 @@ def roles(part: AdapterPart) -> dict[str, TensorSpec]:
 
 
 def is_optional(part: AdapterPart) -> bool:
-    """Whether the base may lack this parameter: IA3 scales a module's bias if there is one, and its headers cannot tell."""
+    """Whether the base may lack this parameter: IA3 scales a module's bias if there is one."""
     return part.kind == "generic" and part.parameter == "bias" and roles(part).keys() == {"ia3_l"}
 
 

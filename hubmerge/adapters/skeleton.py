@@ -105,9 +105,10 @@ def merge_module(
     state = {spec.name: fetch(spec, load, start.dtype) for spec in part.tensors if BASE_LAYER not in spec.name}
     peft_config = parse_config(config, part.name, _module_options(part, config, state, transposed=transposed))
     try:
-        with _quiet():
-            layer = _build(part, peft_config, state, start, transposed=transposed)
-        with torch.no_grad():
+        # Callers may be in inference mode, whose tensors cannot become parameters.
+        with torch.inference_mode(False), torch.no_grad():
+            with _quiet():
+                layer = _build(part, peft_config, state, start, transposed=transposed)
             layer.merge(safe_merge=True)
     except HubMergeError:
         raise

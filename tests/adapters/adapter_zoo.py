@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -95,8 +95,7 @@ class Saved:
     tied: frozenset[str]
 
     def load(self, spec: TensorSpec) -> torch.Tensor:
-        with safe_open(self.folder / spec.file, "pt") as file:
-            return file.get_tensor(spec.name)
+        return loader(self.folder)(spec)
 
 
 def save(make: Callable[[], nn.Module], config: Any, folder: Path, *, dtype: torch.dtype | None = None) -> Saved:
@@ -114,7 +113,7 @@ def save(make: Callable[[], nn.Module], config: Any, folder: Path, *, dtype: tor
         merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
     tied = getattr(merged, "all_tied_weights_keys", None) or {}
     return Saved(
-        folder, json.loads((folder / "adapter_config.json").read_text()), headers(folder), before, merged.state_dict(),
+        folder, read_config(folder), headers(folder), before, merged.state_dict(),
         frozenset(tied),
     )  # fmt: skip
 
@@ -134,6 +133,18 @@ def cast_file(folder: Path, dtype: torch.dtype) -> None:
 
     path = folder / "adapter_model.safetensors"
     save_file({name: value.to(dtype) for name, value in load_file(path).items()}, path)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "adapter_config.json").read_text()))
+
+
+def loader(folder: Path) -> Callable[[TensorSpec], torch.Tensor]:
+    def load(wanted: TensorSpec) -> torch.Tensor:
+        with safe_open(folder / wanted.file, "pt") as file:
+            return cast("torch.Tensor", file.get_tensor(wanted.name))
+
+    return load
 
 
 def headers(folder: Path) -> dict[str, TensorSpec]:

@@ -24,9 +24,7 @@ def test_a_plain_adapter_is_low_rank_and_keeps_the_files_order() -> None:
     shapes = {**{key.replace("layers.0", "layers.1"): shape for key, shape in PAIR.items()}, **PAIR}
     parts = inventory(LORA, zoo.specs(shapes), "adapter")
     assert [part.module for part in parts] == [f"model.layers.{i}.self_attn.q_proj" for i in (1, 0)]
-    assert {(part.parameter, part.kind, part.rank, part.optional) for part in parts} == {
-        ("weight", "low_rank", 4, False)
-    }
+    assert {(part.parameter, part.kind, part.rank) for part in parts} == {("weight", "low_rank", 4)}
     assert [spec.name for spec in parts[1].tensors] == list(PAIR)
 
 
