@@ -1,0 +1,150 @@
+"""Templates, and escaping of the text that goes into them: for Markdown and HTML, unless a filter marks it safe."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import unicodedata
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import FileSystemLoader, StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
+from markupsafe import Markup
+
+MAX_LINE_CHARS = 1000
+_PACKAGE = Path(__file__).parent
+# Joiners are part of how some languages and emoji are written; the other format characters only serve to deceive.
+_JOINERS = "\u200c\u200d"
+_SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_BLOCK_START = re.compile(r"([#+=-]|\d{1,9}(?=[.)](\s|$)))")
+_TAG_START = re.compile(r"<(?=[A-Za-z/!?])")
+_FENCE = re.compile(r"(`{3,}|~{3,})([^`]*)")
+_LONG_RUN = re.compile(r"`{3,}|~{3,}")
+
+
+def environment() -> SandboxedEnvironment:
+    """The Jinja2 environment of all templates: sandboxed, strict about names, escaping plain strings by default."""
+    env = SandboxedEnvironment(
+        loader=FileSystemLoader(template_folder()),
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        # finalize escapes for Markdown and HTML at once; HTML escaping on top of it would do it twice.
+        autoescape=False,
+    )
+    env.filters |= {
+        "code": code,
+        "code_cell": code_cell,
+        "block": block,
+        "prose": prose,
+        "py": python_literal,
+        "sh": shell_word,
+    }
+    env.globals |= {"link": link}
+    return env
+
+
+def template_folder() -> Path:
+    """Where the templates are: inside the installed package, or beside it in a source checkout."""
+    packed = _PACKAGE / "templates"
+    return packed if packed.is_dir() else _PACKAGE.parent / "templates"
+
+
+def _finalize(value: object) -> str:
+    return value if isinstance(value, Markup) else escape(str(value))
+
+
+def clean(text: str, keep: str = "") -> str:
+    """Without control, format (direction marks, zero-width) and unassigned characters, but for those in ``keep``."""
+    return "".join(
+        " " if c.isspace() and c not in keep else c for c in text if c in keep or c.isspace() or _is_plain(c)
+    )
+
+
+def _is_plain(char: str) -> bool:
+    return not unicodedata.category(char).startswith("C")
+
+
+def one_line(text: str) -> str:
+    """The text on one line, without what cannot be seen, cut to a length that fits a card."""
+    line = " ".join(clean(text).split())
+    return line if len(line) <= MAX_LINE_CHARS else line[: MAX_LINE_CHARS - 1] + "…"
+
+
+def escape(text: str) -> Markup:
+    """One line of plain text, such that Markdown and HTML show just these characters."""
+    line = _SPECIAL.sub(lambda m: "\\" + m[0], one_line(text))
+    line = re.sub("[&<>]", lambda m: _HTML[m[0]], line)
+    start = _BLOCK_START.match(line)
+    if start:
+        at = 0 if len(start[0]) == 1 and not start[0].isdigit() else start.end()
+        line = line[:at] + "\\" + line[at:]
+    return Markup(line)  # noqa: S704
+
+
+def code(text: object) -> Markup:
+    """An inline code span."""
+    line = one_line(str(text))
+    if not line:
+        return Markup("(empty)")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    pad = " " if line[0] == "`" or line[-1] == "`" else ""
+    return Markup(f"{fence}{pad}{line}{pad}{fence}")  # noqa: S704
+
+
+def code_cell(text: object) -> Markup:
+    """An inline code span in a table, where a bar would end the cell."""
+    return Markup(code(text).replace("|", "\\|"))  # noqa: S704
+
+
+def block(text: str, language: str = "") -> Markup:
+    """A fenced code block that the text cannot close."""
+    lines = clean(text, keep="\n\t" + _JOINERS).strip("\n")
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", lines)), default=0))
+    return Markup(f"{fence}{language}\n{lines}\n{fence}")  # noqa: S704
+
+
+def link(text: str, *parts: str) -> Markup:
+    """A link; the first part is an address of our own, the others are path segments and get quoted."""
+    address = "/".join([parts[0], *(quote(one_line(p), safe="/") for p in parts[1:])])
+    return Markup(f"[{escape(text)}]({address})")  # noqa: S704
+
+
+def prose(text: str) -> Markup:
+    """Markdown that the recipe's author wrote: kept as such, but without HTML and unable to swallow what follows it.
+
+    A fence counts only at the start of a line, where it cannot belong to a list or quotation that ends before it does.
+    """
+    out: list[str] = []
+    fence = ""
+    for line in clean(text, keep="\n\t" + _JOINERS).split("\n"):
+        opening = _FENCE.fullmatch(line)
+        if fence:
+            closing = line.strip(" \t")
+            if closing.startswith(fence) and set(closing) == {fence[0]} and len(line) - len(line.lstrip(" ")) < 4:
+                fence = ""
+            out.append(line)
+        elif opening:
+            fence = opening[1]
+            out.append(line)
+        else:
+            line = _LONG_RUN.sub(lambda m: "".join("\\" + c for c in m[0]), line)
+            out.append(_TAG_START.sub("&lt;", line))
+    if fence:
+        out.append(fence)
+    return Markup("\n".join(out).strip("\n"))  # noqa: S704
+
+
+def python_literal(text: str) -> Markup:
+    """A Python string literal, in double quotes where possible."""
+    literal = ascii(one_line(text))
+    return Markup(f'"{literal[1:-1]}"' if literal[0] == "'" and '"' not in literal else literal)  # noqa: S704
+
+
+def shell_word(text: str) -> Markup:
+    """A word of a shell command."""
+    return Markup(shlex.quote(one_line(text)))  # noqa: S704
