@@ -13,7 +13,7 @@ from hubmerge.spec import AdapterPart
 if TYPE_CHECKING:
     import torch
 
-    from hubmerge.adapters.arithmetic import Load
+    from hubmerge.adapters.plain import Load
     from hubmerge.spec import LowRank
 
 __all__ = [
@@ -48,15 +48,15 @@ def merged(
         SourceError: The adapter's tensors are damaged or do not fit the base.
         UnsupportedAdapterError: PEFT has no merge for this kind of module.
     """
-    from hubmerge.adapters import arithmetic
+    from hubmerge.adapters import plain
 
     if part.kind == "replace":
-        return arithmetic.fetch(part.tensors[0], load, arithmetic.compute_dtype(base)).clone()
+        return plain.fetch(part.tensors[0], load, plain.compute_dtype(base)).clone()
     assert base is not None
-    start = arithmetic.start_value(part, load, base)
+    start = plain.start_value(part, load, base)
     if part.kind == "low_rank":
-        return start + arithmetic.low_rank_delta(part, config, load, start, transposed=transposed)
-    direct = arithmetic.direct_merge(part, config, load, start, transposed=transposed)
+        return start + plain.low_rank_delta(part, config, load, start, transposed=transposed)
+    direct = plain.direct_merge(part, config, load, start, transposed=transposed)
     if direct is not None:
         return direct
     from hubmerge.adapters.skeleton import merge_module
@@ -84,10 +84,10 @@ def delta(
         SourceError: The adapter's tensors are damaged or do not fit the base.
         UnsupportedAdapterError: PEFT has no merge for this kind of module.
     """
-    from hubmerge.adapters import arithmetic
+    from hubmerge.adapters import plain
 
     if part.kind == "low_rank":
-        return arithmetic.low_rank_delta(part, config, load, base, transposed=transposed)
+        return plain.low_rank_delta(part, config, load, base, transposed=transposed)
     values = merged(part, config, load, base, transposed=transposed)
     if values.shape != base.shape:
         raise SourceError(
@@ -105,6 +105,6 @@ def factors(part: AdapterPart, config: Mapping[str, Any], load: Load) -> LowRank
     """
     import torch
 
-    from hubmerge.adapters.arithmetic import lora_factors
+    from hubmerge.adapters.plain import lora_factors
 
     return lora_factors(part, config, load, torch.float32)

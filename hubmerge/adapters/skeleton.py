@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from hubmerge.adapters.arithmetic import Load, fetch
 from hubmerge.adapters.config import match_pattern
 from hubmerge.adapters.parts import BASE_LAYER, ROOT, is_feedforward, roles
+from hubmerge.adapters.plain import Load, fetch
 from hubmerge.errors import HubMergeError, SourceError, UnsupportedAdapterError
 from hubmerge.spec import AdapterPart
 
@@ -22,6 +22,8 @@ from hubmerge.spec import AdapterPart
 # thread at a time may do that. The lock guards nothing of ours.
 _BUILDING = threading.Lock()
 _SHAPE_GIVER = "shape_of_the_largest_module"
+# Entries of a layer's state that its own stored tensors do not fill: views of shared tensors, and a constant.
+_NOT_OWN = (".vera_A.", ".vera_B.", ".randlora_A.", ".randlora_B.", ".ranknum.")
 # Options that select modules or describe training: the skeleton's only module is always the target.
 _NEUTRAL: Mapping[str, Any] = {
     "auto_mapping": None,
@@ -160,19 +162,20 @@ def _build(
 
     root = nn.Module()
     embedding = any("_embedding_" in role for role in roles(part))
-    _place(root, part.module, _bare_module(start, embedding=embedding, transposed=transposed))
+    # A copy, because some kinds write into the weight while they initialise.
+    _place(root, part.module, _bare_module(start.clone(), embedding=embedding, transposed=transposed))
     out_in = (start.shape[1], start.shape[0]) if transposed else (start.shape[0], start.shape[-1])
     largest = _largest_shape(state, out_in)
     if largest is not None:
-        _place(root, _SHAPE_GIVER, nn.Linear(largest[1], largest[0], bias=False))
+        _place(root, _SHAPE_GIVER, _bare_module(torch.zeros(1).expand(largest), embedding=False, transposed=False))
     model = get_peft_model(root, peft_config, adapter_name="default")
     result: Any = set_peft_model_state_dict(model, dict(state), adapter_name="default")
     own = f"{ROOT}{part.module}."
-    absent = [key for key in result.missing_keys if key.startswith(own) and not key.startswith(own + BASE_LAYER)]
     absent = [
-        key for key in absent if not key.endswith((".randlora_A.default", ".randlora_B.default", ".ranknum.default"))
+        key
+        for key in result.missing_keys
+        if key.startswith(own) and not key.startswith(own + BASE_LAYER) and not any(name in key for name in _NOT_OWN)
     ]
-    absent = [key for key in absent if ".vera_A." not in key and ".vera_B." not in key]
     if result.unexpected_keys or absent:
         odd = ", ".join([*result.unexpected_keys, *absent])
         raise SourceError(f"{part.name}: the stored tensors are not the ones PEFT needs: {odd}")
@@ -192,7 +195,7 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _bare_module(weight: torch.Tensor, *, embedding: bool, transposed: bool) -> nn.Module:
-    """A module of the class that PEFT expects, without a bias and with a copy of the weight."""
+    """A module of the class that PEFT expects, with this weight and without a bias."""
     shape = weight.shape
     module: nn.Module
     if weight.ndim > 2:
@@ -208,8 +211,7 @@ def _bare_module(weight: torch.Tensor, *, embedding: bool, transposed: bool) -> 
         module.register_parameter("bias", None)
     else:
         module = nn.Linear(shape[1], shape[0], bias=False, device="meta")
-    # A copy: some kinds write into the weight while they initialise.
-    module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    module.weight = nn.Parameter(weight, requires_grad=False)
     return module
 
 
