@@ -117,7 +117,8 @@ def check(method: Method, shared: Any, own: Sequence[Any]) -> tuple[Parameters |
 
 def _problem_of_all(parameters: Parameters) -> str | None:
     """What the method itself says of settings that are the same for every tensor."""
-    if not all(s.is_constant for given in (parameters.shared, *parameters.own) for s in given.values()):
+    levels = (parameters.shared, *parameters.own)
+    if not parameters.own or not all(s.is_constant for given in levels for s in given.values()):
         return None
     settings = parameters.settings_for("", 0.0)
     return parameters.method.problem(settings.params, settings.weights)

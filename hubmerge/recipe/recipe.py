@@ -97,7 +97,7 @@ class Recipe(BaseModel):
         if n < method.min_models or (method.max_models is not None and n > method.max_models):
             low, high = method.min_models, method.max_models
             wanted = f"at least {low}" if high is None else str(low) if low == high else f"{low} to {high}"
-            noun = "model" if low == high == 1 else "models"
+            noun = "model" if (high or low) == 1 else "models"
             issues.append((("models",), f"{method.name} takes {wanted} {noun}, found {n}"))
         return issues
 

@@ -31,8 +31,9 @@ class Gradient:
             return self.points[0]
         position = min(max(t, 0.0), 1.0) * last
         i = min(int(position), last - 1)
-        part = position - i
-        return (1 - part) * self.points[i] + part * self.points[i + 1]
+        part, a, b = position - i, self.points[i], self.points[i + 1]
+        # Without rounding where nothing changes: a flat gradient is the constant it looks like.
+        return a if a == b else (1 - part) * a + part * b
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,12 +36,12 @@ def read_parameters(
             _refuse_other_values(file, port, parameter, key, [levels, *own_levels])
             continue
         if not known[target].per_model and any(own_levels):
-            levels, own_levels = _hoist(file, port, key, own_levels, levels), []
-        if (node := chain(levels, parameter.default, place)) is not None:
-            shared[target] = node
-        for given, rules in zip(own, own_levels, strict=False):
-            if (node := chain(rules, None, place)) is not None:
-                given[target] = node
+            levels, own_levels = _hoist(file, port, key, own_levels, levels), [[] for _ in inputs]
+        if (setting := chain(levels, parameter.default, place)) is not None:
+            shared[target] = setting
+        for given, rules in zip(own, own_levels, strict=True):
+            if (setting := chain(rules, None, place)) is not None:
+                given[target] = setting
     return own, shared
 
 
