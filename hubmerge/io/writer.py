@@ -34,11 +34,15 @@ class ShardWriter:
         self._sha256 = hashlib.sha256()
         self._error: OSError | None = None
         try:
-            os.truncate(self._fd, size_bytes)
-            self.write(0, header)
+            # Reserving the blocks finds a full disk now instead of hours later, and makes every write cheaper.
+            os.posix_fallocate(self._fd, 0, size_bytes)
         except OSError as e:
             os.close(self._fd)
-            raise HubMergeError(f"{path}: cannot be written: {e.strerror}", hint="free some disk space") from e
+            path.unlink(missing_ok=True)
+            raise HubMergeError(
+                f"{path}: {size_bytes / 1e9:.2f} GB cannot be reserved: {e.strerror}", hint="free some disk space"
+            ) from e
+        self.write(0, header)
         self._hasher = threading.Thread(target=self._hash, name=f"hash {path.name}", daemon=True)
         self._hasher.start()
 

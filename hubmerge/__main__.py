@@ -1,0 +1,5 @@
+"""``python -m hubmerge``."""
+
+from hubmerge.cli import main
+
+main()

@@ -1,0 +1,399 @@
+"""The order of steps: pin, plan, run, publish. Everything that happens is in the modules below."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubmerge import __version__
+from hubmerge.card import CardFacts, render_card
+from hubmerge.errors import BudgetError, HubMergeError, PlanError
+from hubmerge.hub import Hub
+from hubmerge.inputs import Fetch, Inputs, read_small
+from hubmerge.licenses import derive_license
+from hubmerge.lock import LOCK_NAME, build_lock, dumps, portable_recipe
+from hubmerge.output import FolderSink, Written
+from hubmerge.plan import Footprint, build_plan, footprint
+from hubmerge.publish import Publisher, PublishOptions
+from hubmerge.recipe import Recipe
+from hubmerge.resolve import pin_recipe
+from hubmerge.spec import OutputFile, Plan
+
+if TYPE_CHECKING:
+    from hubmerge.engine import Progress, Tuning
+    from hubmerge.verify import Report
+
+RECIPE_NAME = "hubmerge.yaml"
+CARD_NAME = "README.md"
+_TAG_LENGTH = 12
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run; none of it changes a bit of the result."""
+
+    workers: int | None = None
+    """Threads; default: the number of cores this process may use."""
+    fetch: Fetch = "auto"
+    max_memory_bytes: int | None = None
+    max_disk_bytes: int | None = None
+    chunk_elements: int | None = None
+    """Elements handled at once; a multiple of 32768."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushTarget:
+    """Where and how to publish."""
+
+    repo: str
+    private: bool | None = None
+    """None: a new repository is private, an existing one stays as it is."""
+    create_pr: bool = False
+    revision: str | None = None
+    tag: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a merge produced."""
+
+    plan: Plan
+    files: tuple[Written, ...]
+    timings: Mapping[str, float]
+    """Seconds: plan_s, merge_s, publish_s, total_s."""
+    path: Path | None = None
+    url: str | None = None
+    commit: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "path": str(self.path) if self.path else None,
+            "url": self.url,
+            "commit": self.commit,
+            "plan_sha256": self.plan.digest,
+            "files": [asdict(f) for f in self.files],
+            "timings": dict(self.timings),
+            "peak_rss_bytes": peak_rss_bytes(),
+            "problems": [asdict(p) for p in self.plan.problems],
+        }
+
+    def summary(self) -> str:
+        """One line for a person."""
+        size = sum(f.size_bytes for f in self.files)
+        where = f"{self.url} (commit {self.commit[:_TAG_LENGTH]})" if self.url and self.commit else str(self.path)
+        return f"{where}: {size / 1e9:.2f} GB in {self.timings['total_s']:.1f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """A plan and what running it takes."""
+
+    plan: Plan
+    footprint: Footprint
+    license: str | None
+    parameters: str
+    reading: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        plan = self.plan
+        return {
+            "method": plan.method,
+            "plan_sha256": plan.digest,
+            "sources": [
+                {"role": m.role, "name": m.name, "repo": m.repo, "commit": m.commit, "adapter": m.adapter is not None}
+                for m in (plan.base, *plan.models)
+            ],
+            "outputs": [{"path": o.path, "size_bytes": o.size_bytes} for o in plan.outputs],
+            "merged_tensors": sum(j.action == "merge" for j in plan.jobs),
+            "copied_tensors": sum(j.action == "copy" for j in plan.jobs),
+            **asdict(self.footprint),
+            "license": self.license,
+            "problems": [asdict(p) for p in plan.problems],
+        }
+
+
+def plan(recipe: Recipe, *, hub: Hub | None = None) -> Plan:
+    """Decide everything about a merge from headers and small files; no weight is read.
+
+    Raises:
+        AccessError: A model is missing or not accessible.
+        SourceError: A model cannot be merged.
+    """
+    base, models = pin_recipe(recipe, hub or Hub())
+    return build_plan(recipe, base, models)
+
+
+def report(recipe: Recipe, *, options: RunOptions | None = None, hub: Hub | None = None) -> PlanReport:
+    """The plan, what running it reads, writes and holds, and the licence it would carry."""
+    found = plan(recipe, hub=hub)
+    license = derive_license(found, recipe.card).license  # noqa: A001 - the Hub's own word
+    remote = any(m.commit is not None for m in (found.base, *found.models))
+    tuning = _tuning(found, options or RunOptions(), remote=remote)
+    return PlanReport(
+        plan=found,
+        footprint=_footprint(found, tuning, remote),
+        license=license.label if license else None,
+        parameters=", ".join(f"{k}={v}" for k, v in found.params.model_dump().items()),
+    )
+
+
+def merge(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    options: RunOptions | None = None,
+    hub: Hub | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Merge into a local folder, which appears under its name only when everything in it is whole.
+
+    Raises:
+        HubMergeError: What went wrong; nothing is left behind.
+    """
+    clock = _Clock()
+    hub = hub or Hub()
+    options = options or RunOptions()
+    planned = _runnable(plan(recipe, hub=hub))
+    clock.lap("plan_s")
+    needed = sum(o.size_bytes for o in planned.outputs)
+    with (
+        FolderSink(Path(out), planned.digest[:_TAG_LENGTH], needed, overwrite=overwrite) as sink,
+        Inputs(planned, hub, options.fetch, options.max_disk_bytes) as inputs,
+    ):
+        _run(planned, inputs, sink, options, progress)
+        clock.lap("merge_s")
+        files = _companions(recipe, planned, hub, sink.written, None)
+        sink.commit(files)
+        written = _all_written(sink.written, files)
+    clock.lap("publish_s")
+    return Result(planned, written, clock.timings(), path=sink.out)
+
+
+def push(
+    recipe: Recipe,
+    target: PushTarget | str,
+    *,
+    options: RunOptions | None = None,
+    hub: Hub | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Merge and publish in one commit; if anything fails, the target stays as it was.
+
+    Raises:
+        HubMergeError: What went wrong; nothing half-made is left on the Hub.
+    """
+    clock = _Clock()
+    hub = hub or Hub()
+    options = options or RunOptions()
+    target = PushTarget(target) if isinstance(target, str) else target
+    planned = _runnable(plan(recipe, hub=hub))
+    publishing = PublishOptions(
+        revision=target.revision or "main",
+        create_pr=target.create_pr,
+        tag=target.tag,
+        public=None if target.private is None else not target.private,
+        overwrite=target.overwrite,
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="hubmerge-") as folder,
+        Publisher(hub, target.repo, publishing) as publisher,
+        Inputs(planned, hub, options.fetch, options.max_disk_bytes) as inputs,
+    ):
+        clock.lap("plan_s")
+        sink = _ShardByShard(Path(folder), publisher, planned, options.max_disk_bytes)
+        _run(planned, inputs, sink, options, progress)
+        clock.lap("merge_s")
+        files = _companions(recipe, planned, hub, sink.written, publisher.repo)
+        published = publisher.finish(files)
+        clock.lap("publish_s")
+    written = _all_written(sink.written, files)
+    return Result(planned, written, clock.timings(), url=published.url, commit=published.commit)
+
+
+def verify(target: str, *, hub: Hub | None = None) -> Report:
+    """Check a folder or a repository (``repo[@revision]``) against its lock."""
+    from hubmerge.verify import verify as check
+
+    return check(target, hub or Hub())
+
+
+def doctor(repo: str | None = None, *, hub: Hub | None = None) -> dict[str, Any]:
+    """Facts about this machine and token, and the first problem found, if any."""
+    import torch
+
+    from hubmerge.lock import environment
+
+    hub = hub or Hub()
+    disk = Path(hub.cache_dir)
+    while not disk.exists():
+        disk = disk.parent
+    facts: dict[str, Any] = {
+        "hubmerge": __version__,
+        **environment(),
+        "cores": _cores(),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "disk free": shutil.disk_usage(disk).free,
+        "cache": str(hub.cache_dir),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "hub": hub.endpoint,
+        "token": "found" if hub.token() else "none",
+    }
+    try:
+        facts["user"] = hub.whoami() if hub.token() else "anonymous"
+        if repo is not None:
+            target = hub.check_write(repo)
+            facts["may publish to"] = f"{target.repo} ({'exists' if target.exists else 'will be created'})"
+    except HubMergeError as e:
+        facts["problem"], facts["next"] = e.message, e.hint
+    return facts
+
+
+# --- steps ------------------------------------------------------------------------------------------------------
+
+
+class _Clock:
+    """Laps of a run."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """End a lap."""
+        now = time.perf_counter()
+        self._laps[name] = now - self._last
+        self._last = now
+
+    def timings(self) -> dict[str, float]:
+        """All laps and their total."""
+        return {**{k: round(v, 3) for k, v in self._laps.items()}, "total_s": round(self._last - self._start, 3)}
+
+
+class _ShardByShard:
+    """A sink that keeps at most one finished or unfinished shard on disk: each is uploaded before the next is begun."""
+
+    def __init__(self, folder: Path, publisher: Publisher, plan: Plan, max_disk_bytes: int | None) -> None:
+        self._folder = folder
+        self._publisher = publisher
+        self._room = threading.Semaphore(1)
+        self._stopped = threading.Event()
+        self.written: list[Written] = []
+        largest = max((o.size_bytes for o in plan.outputs), default=0)
+        free = shutil.disk_usage(folder).free
+        limit = free if max_disk_bytes is None else min(free, max_disk_bytes)
+        if largest > limit:
+            raise BudgetError(
+                f"{folder}: the largest shard takes {largest / 1e9:.2f} GB, {limit / 1e9:.2f} GB may be used",
+                hint="set a smaller output.shard_size (--shard-size), or TMPDIR to a larger disk",
+            )
+
+    def path(self, output: OutputFile) -> Path:
+        """Where to write the shard, once the one before is gone."""
+        self._room.acquire()
+        path = self._folder / output.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def finished(self, output: OutputFile, path: Path, sha256: str) -> None:
+        """Upload it and make room."""
+        try:
+            self._publisher.shard_done(path, output.path, sha256, output.size_bytes)
+            self.written.append(Written(output.path, output.size_bytes, sha256))
+        finally:
+            self._room.release()
+
+
+def _runnable(planned: Plan) -> Plan:
+    errors = [p for p in planned.problems if p.severity == "error"]
+    if errors:
+        rest = "".join(f"\n{p.message}" for p in errors[1:6])
+        more = f"\n… and {len(errors) - 6} more (hubmerge plan lists them)" if len(errors) > 6 else ""
+        raise PlanError(errors[0].message + rest + more, hint=errors[0].hint)
+    return planned
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _tuning(planned: Plan, options: RunOptions, *, remote: bool) -> Tuning:
+    """Threads and sizes within the memory allowed; fewer threads and smaller pieces before giving up."""
+    from hubmerge.engine import GRAIN, Tuning
+
+    default = Tuning()
+    chunk = options.chunk_elements or default.chunk_elements
+    workers = options.workers or _cores()
+    piece = max(default.piece_elements // chunk, 1) * chunk
+    limit = options.max_memory_bytes
+    tuning = Tuning(workers=workers, chunk_elements=chunk, piece_elements=piece)
+    while limit is not None and _footprint(planned, tuning, remote).memory_bytes > limit:
+        if tuning.workers > 1:
+            tuning = Tuning(tuning.workers - 1, tuning.chunk_elements, tuning.piece_elements)
+        elif tuning.piece_elements > 4 * tuning.chunk_elements:
+            tuning = Tuning(1, tuning.chunk_elements, tuning.piece_elements // 2 // tuning.chunk_elements * tuning.chunk_elements)
+        elif tuning.chunk_elements > GRAIN:
+            tuning = Tuning(1, GRAIN, max(tuning.piece_elements // GRAIN, 1) * GRAIN)
+        else:
+            needed = _footprint(planned, tuning, remote).memory_bytes
+            raise BudgetError(
+                f"this merge needs about {needed / 1e9:.2f} GB of memory with one worker, {limit / 1e9:.2f} GB are allowed",
+                hint="raise --max-memory, or merge fewer models",
+            )
+    return tuning
+
+
+def _footprint(planned: Plan, tuning: Tuning, remote: bool) -> Footprint:
+    return footprint(planned, tuning.workers, tuning.chunk_elements, tuning.piece_elements, remote)
+
+
+def _run(
+    planned: Plan, inputs: Inputs, sink: Any, options: RunOptions, progress: Callable[[Progress], None] | None
+) -> None:
+    from hubmerge.engine import Engine
+
+    remote = any(inputs.is_remote(s) for s in range(-1, len(planned.models)))
+    Engine(planned, inputs, sink, _tuning(planned, options, remote=remote), progress).run()
+
+
+def _companions(
+    recipe: Recipe, planned: Plan, hub: Hub, written: list[Written], repo: str | None
+) -> dict[str, bytes]:
+    """The small files of the result: copies, recipe, card, and the lock over all of them."""
+    files: dict[str, bytes] = {}
+    for f in planned.files:
+        if f.content is not None:
+            files[f.path] = f.content
+        else:
+            assert f.source is not None
+            files[f.path] = read_small(planned.pinned(f.source), hub, f.path)
+    portable = portable_recipe(planned, recipe.normalized())
+    files[RECIPE_NAME] = Recipe.from_data(portable).to_yaml().encode()
+    files[CARD_NAME] = render_card(CardFacts(planned, recipe, repo)).encode()
+    lock = build_lock(planned, recipe.normalized(), _all_written(written, files))
+    files[LOCK_NAME] = dumps(lock).encode()
+    return files
+
+
+def _all_written(written: list[Written], files: Mapping[str, bytes]) -> tuple[Written, ...]:
+    small = [Written(path, len(content), hashlib.sha256(content).hexdigest()) for path, content in files.items()]
+    return tuple(sorted([*written, *small], key=lambda w: w.path))
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,66 @@
+"""The command line: one file per command, found by itself; this file turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from typing import Any
+
+import click
+
+from hubmerge import __version__
+from hubmerge.cli import _output
+from hubmerge.errors import CancelledError, HubMergeError
+
+
+class _Commands(click.Group):
+    """Loads a command's file when it is needed: each imports its heavy parts only when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the files in this folder."""
+        return [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command in the file of that name."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="hubmerge")
+def cli() -> None:
+    """Merge models on the Hugging Face Hub: streamed, reproducible, published with a truthful card."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command and exit with the documented code."""
+    arguments = sys.argv[1:] if args is None else args
+    debug = "--debug" in arguments
+    try:
+        code = cli.main(arguments, prog_name="hubmerge", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        _fail(CancelledError("cancelled"), debug)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _fail(CancelledError("cancelled; nothing was published or left under its final name"), debug)
+    except HubMergeError as e:
+        _fail(e, debug)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as e:  # noqa: BLE001 - the last resort before a user sees a traceback
+        if debug:
+            raise
+        _fail(HubMergeError(f"internal error: {type(e).__name__}: {e}", hint="run again with --debug and report the traceback"), debug)
+
+
+def _fail(error: HubMergeError, debug: bool) -> Any:
+    _output.error(error, debug=debug)
+    sys.exit(error.exit_code)

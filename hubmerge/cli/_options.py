@@ -1,0 +1,90 @@
+"""Options that several commands share, and the recipe they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hubmerge.errors import UsageError
+
+if TYPE_CHECKING:
+    from hubmerge.api import RunOptions
+    from hubmerge.recipe import Recipe
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def apply(f: F) -> F:
+        for option in reversed(options):
+            f = option(f)
+        return f
+
+    return apply
+
+
+recipe_options = _stack(
+    click.argument("recipe", required=False, type=click.Path(dir_okay=False)),
+    click.option("--method", help="Merge method; `hubmerge methods` lists them."),
+    click.option("--base", help="Base model: repo[@revision] or folder."),
+    click.option("--model", "models", multiple=True, help="Model to merge: repo[@revision][:weight] or folder[:weight]; repeat."),
+    click.option("--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the method; repeat."),
+    click.option("--dtype", help="dtype of the output: bfloat16, float16, float32 or float64."),
+    click.option("--seed", type=int, help="Seed of methods that draw random numbers."),
+    click.option("--shard-size", help="Largest size of an output file, e.g. 5GB."),
+)
+
+output_options = _stack(
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only."),
+    click.option("-v", "--verbose", count=True, help="Print more; twice for everything."),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+)
+
+run_options = _stack(
+    click.option("--workers", type=click.IntRange(1, 256), help="Threads; default: the number of cores."),
+    click.option("--max-memory", help="Memory the run may use, e.g. 2GB.", metavar="SIZE"),
+    click.option("--max-disk", help="Disk the run may use beyond its output, e.g. 10GB.", metavar="SIZE"),
+    click.option("--fetch", type=click.Choice(["auto", "cache", "stream"]), default="auto", show_default=True,
+                 help="Hub inputs: use the cache and download into it, or read ranges without storing anything."),
+    output_options,
+)  # fmt: skip
+
+
+def load_recipe(recipe: str | None, **flags: Any) -> Recipe:
+    """The recipe from a file, or from flags; not both."""
+    from hubmerge.recipe import Recipe
+
+    method, base, models, params = (flags.pop(k) for k in ("method", "base", "models", "params"))
+    given = [k for k, v in {"method": method, "base": base, "model": models, "param": params, **flags}.items() if v]
+    if recipe is not None:
+        if given:
+            options = ", ".join(f"--{k.replace('_', '-')}" for k in given)
+            raise UsageError(f"{options} given together with the recipe {recipe}", hint="put it into the recipe, or leave the file out")
+        return Recipe.load(recipe)
+    if not method or not models:
+        raise UsageError("no recipe", hint="name a recipe file, or give --method, --base and --model")
+    shard_size = flags.pop("shard_size", None)
+    output = {"shard_size": shard_size} if shard_size else None
+    return Recipe.from_flags(method, base, list(models), list(params), output=output, **flags)
+
+
+def run_settings(workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str) -> RunOptions:
+    """The options of a run."""
+    from hubmerge.api import RunOptions
+    from hubmerge.recipe.schema import parse_size
+
+    def parsed(flag: str, text: str | None) -> int | None:
+        try:
+            return parse_size(text) if text is not None else None
+        except ValueError as e:
+            raise UsageError(f"{flag}: {e}") from e
+
+    return RunOptions(
+        workers=workers,
+        fetch=fetch,  # type: ignore[arg-type]
+        max_memory_bytes=parsed("--max-memory", max_memory),
+        max_disk_bytes=parsed("--max-disk", max_disk),
+    )

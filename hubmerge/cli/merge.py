@@ -1,0 +1,38 @@
+"""``hubmerge merge``: merge into a local folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hubmerge.cli import _options, _output
+
+
+@click.command("merge")
+@_options.recipe_options
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the result; must not exist or be empty.")
+@click.option("--overwrite", is_flag=True, help="Replace what the folder holds.")
+@_options.run_options
+def command(
+    out: Path, overwrite: bool, workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str,
+    as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
+) -> None:  # fmt: skip
+    """Merge models into the folder --out.
+
+    RECIPE is a YAML file (hubmerge's or mergekit's); without it, give --method, --base and --model.
+    """
+    from hubmerge import api
+
+    _output.configure_logging(verbose)
+    settings = _options.run_settings(workers, max_memory, max_disk, fetch)
+    loaded = _options.load_recipe(**recipe)
+    with _output.progress(quiet=quiet or as_json) as progress:
+        result = api.merge(loaded, out, options=settings, overwrite=overwrite, progress=progress)
+    _output.problems(result.plan.problems, quiet=quiet)
+    if as_json:
+        _output.json_data(result.to_json())
+    elif not quiet:
+        _output.data(result.summary())
+        _output.note(f"check it any time with: hubmerge verify {out}")

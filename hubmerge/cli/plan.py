@@ -1,0 +1,63 @@
+"""``hubmerge plan``: what a merge will do, from headers alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from hubmerge.cli import _options, _output
+from hubmerge.errors import PlanError
+
+
+@click.command("plan")
+@_options.recipe_options
+@_options.run_options
+def command(
+    workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str,
+    as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
+) -> None:  # fmt: skip
+    """Show what a merge will read, write and hold, and every problem, before any weight is read."""
+    from hubmerge import api
+
+    _output.configure_logging(verbose)
+    settings = _options.run_settings(workers, max_memory, max_disk, fetch)
+    report = api.report(_options.load_recipe(**recipe), options=settings)
+    if as_json:
+        _output.json_data(report.to_json())
+    else:
+        if not quiet:
+            _output.data(_render(report))
+        _output.problems(report.plan.problems, quiet=quiet)
+    errors = [p for p in report.plan.problems if p.severity == "error"]
+    if errors:
+        raise PlanError(f"{len(errors)} problem{'s' * (len(errors) > 1)} to solve before this can be merged", hint=None)
+
+
+def _render(report: Any) -> str:
+    plan = report.plan
+    rows = [
+        [
+            m.role if m.role == "base" else m.name,
+            m.repo,
+            (m.commit or "local folder")[:12],
+            "adapter" if m.adapter else "full",
+            str(len(m.tensors)),
+            _output.size(sum(t.size_bytes for t in m.tensors.values())),
+        ]
+        for m in (plan.base, *plan.models)
+    ]
+    merged = sum(j.action == "merge" for j in plan.jobs)
+    f = report.footprint
+    facts = {
+        "method": f"{plan.method} {report.parameters}".strip(),
+        "tensors": f"{merged} merged, {len(plan.jobs) - merged} copied",
+        "read": f"{_output.size(f.read_bytes)}{report.reading}",
+        "write": f"{_output.size(f.write_bytes)} in {len(plan.outputs)} file{'s' * (len(plan.outputs) != 1)}",
+        "memory": f"about {_output.size(f.memory_bytes)} at most",
+        "disk": f"{_output.size(f.write_bytes)} for a folder; {_output.size(f.largest_output_bytes)} at a time for a push",
+        "licence": report.license or "none: the parents' licences are unknown or differ",
+        "plan": plan.digest[:12],
+    }
+    table = _output.table(["", "model", "commit", "kind", "tensors", "size"], rows)
+    return f"{table}\n\n{_output.fields(facts)}"

@@ -1,0 +1,51 @@
+"""``hubmerge push``: merge and publish."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from hubmerge.cli import _options, _output
+from hubmerge.errors import UsageError
+
+
+@click.command("push")
+@_options.recipe_options
+@click.option("--to", "repo", required=True, help="Repository to publish to: namespace/name.")
+@click.option("--private", is_flag=True, help="Make the repository private when all is there (a new one is private by default).")
+@click.option("--public", is_flag=True, help="Make the repository public when all is there.")
+@click.option("--pr", "create_pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--revision", help="Branch to commit to; created from main if missing.")
+@click.option("--tag", help="Tag to set on the new commit.")
+@click.option("--overwrite", is_flag=True, help="Replace weights that hubmerge did not write.")
+@_options.run_options
+def command(
+    repo: str, private: bool, public: bool, create_pr: bool, revision: str | None, tag: str | None, overwrite: bool,
+    workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str,
+    as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
+) -> None:  # fmt: skip
+    """Merge models and publish weights, card and lock in one commit.
+
+    RECIPE is a YAML file (hubmerge's or mergekit's); without it, give --method, --base and --model.
+    Nothing is visible before everything is there; if anything fails, the target stays as it was.
+    """
+    from hubmerge import api
+
+    if private and public:
+        raise UsageError("--private and --public exclude each other", hint="give one of them")
+    _output.configure_logging(verbose)
+    settings = _options.run_settings(workers, max_memory, max_disk, fetch)
+    loaded = _options.load_recipe(**recipe)
+    target = api.PushTarget(
+        repo=repo, private=True if private else False if public else None, create_pr=create_pr, revision=revision, tag=tag,
+        overwrite=overwrite,
+    )  # fmt: skip
+    with _output.progress(quiet=quiet or as_json) as progress:
+        result = api.push(loaded, target, options=settings, progress=progress)
+    _output.problems(result.plan.problems, quiet=quiet)
+    if as_json:
+        _output.json_data(result.to_json())
+    elif not quiet:
+        _output.data(result.summary())
+        _output.note(f"check it any time with: hubmerge verify {repo}")
