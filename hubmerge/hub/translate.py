@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import errors as hf
@@ -93,13 +94,15 @@ def _access(error: Exception, request: Request) -> _Found | None:
         )
     if isinstance(error, hf.LocalTokenNotFoundError | hf.OIDCError):
         return AccessError, f"no token: {error}", _LOG_IN
-    if isinstance(error, hf.HfHubHTTPError) and error.response.status_code == 401:
-        return AccessError, "the Hub did not accept the token" if not anonymous else "a token is needed", _LOG_IN
-    if isinstance(error, hf.HfHubHTTPError) and error.response.status_code == 403:
-        need = "a token with write permission for" if request.writing else "a token that may read"
-        return AccessError, f"permission denied ({_server_words(error)})", f"Use {need} {request.repo}."
     if isinstance(error, hf.HFValidationError):
         return UsageError, str(error), "A repository is named `namespace/name`."
+    if not isinstance(error, hf.HfHubHTTPError) or _host(error) != urlsplit(request.endpoint).netloc:
+        return None  # a storage server knows nothing of accounts: what it refuses is a signed address
+    if error.response.status_code == 401:
+        return AccessError, "the Hub did not accept the token" if not anonymous else "a token is needed", _LOG_IN
+    if error.response.status_code == 403:
+        need = "a token with write permission for" if request.writing else "a token that may read"
+        return AccessError, f"permission denied ({_server_words(error)})", f"Use {need} {request.repo}."
     return None
 
 
@@ -116,10 +119,11 @@ def _other(error: Exception, request: Request) -> _Found | None:
     if isinstance(error, hf.LocalEntryNotFoundError):
         return TransportError, f"{request.endpoint} could not be reached", again
     if isinstance(error, hf.EntryNotFoundError):
-        return failed, "no such file in the repository", "Check the repository's list of files."
+        words = _server_words(error) if isinstance(error, hf.HfHubHTTPError) else _first_line(error)
+        return failed, f"no such file in the repository ({words})", "Check the repository's list of files."
     if isinstance(error, hf.HfHubHTTPError):
-        status = f"HTTP {error.response.status_code}"
-        return failed, f"the Hub refused ({status}: {_server_words(error)})", "Correct what it names, then run again."
+        reason = f"{_host(error)} refused (HTTP {error.response.status_code}: {_server_words(error)})"
+        return failed, reason, "Correct what it names; if it names nothing, run the same command again."
     if isinstance(error, httpx2.HTTPError | httpx2.InvalidURL | ConnectionError):
         return TransportError, f"{request.endpoint} could not be reached ({_first_line(error)})", again
     if error.__cause__ is not None and isinstance(error.__cause__, Exception):
@@ -129,6 +133,10 @@ def _other(error: Exception, request: Request) -> _Found | None:
     if isinstance(error, OSError | ValueError | RuntimeError | KeyError):
         return failed, _first_line(error), "If the server is not the Hugging Face Hub, check that it is compatible."
     return None
+
+
+def _host(error: hf.HfHubHTTPError) -> str:
+    return urlsplit(str(error.response.url)).netloc
 
 
 def _server_words(error: hf.HfHubHTTPError) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from hubmerge.errors import PublishError, TargetMovedError
+from hubmerge.errors import PublishError, TargetMovedError, TransportError
 from hubmerge.hub.repos import Repos
 
 if TYPE_CHECKING:
@@ -130,7 +130,13 @@ class Hub(Repos):
                 )
                 return CommitInfo(made.oid, made.commit_url, made.pr_url)
             except Exception as error:
-                landed = self._landed(repo, revision, parent, mark, create_pr=create_pr)
+                try:
+                    landed = self._landed(repo, revision, parent, mark, create_pr=create_pr)
+                except TransportError as lost:
+                    raise TransportError(
+                        f"cannot {what}: the reply was lost, and whether the commit landed could not be found out",
+                        hint=f"Look at {self.endpoint}/{repo}/commits/{revision}, then run the same command again.",
+                    ) from lost
                 if landed is not None:
                     return landed
                 if create_pr or not _may_repeat(error) or failures == self.policy.attempts:
@@ -205,7 +211,9 @@ class Hub(Repos):
     def _landed_pull_request(self, repo: str, mark: str) -> CommitInfo | None:
         what = f"list the pull requests of {repo}"
         refs = self.call(what, repo, lambda: self.api.list_repo_refs(repo, include_pull_requests=True))
-        numbered = sorted(((int(ref.name), ref.ref) for ref in refs.pull_requests or []), reverse=True)
+        numbered = sorted(
+            ((int(ref.ref.rpartition("/")[2]), ref.ref) for ref in refs.pull_requests or []), reverse=True
+        )
         for number, ref in numbered[:_RECENT_PULL_REQUESTS]:
             commits = self.call(what, repo, lambda ref=ref: self.api.list_repo_commits(repo, revision=ref))  # type: ignore[misc]
             if commits and mark in commits[0].message:

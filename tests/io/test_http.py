@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -59,7 +61,9 @@ class Opener:
 
     def open(self, path: str = "model.safetensors", policy: RetryPolicy = FAST) -> HttpSource:
         size = SIZE if path == "model.safetensors" else 100
-        return HttpSource(self.locate(path), lambda: self.client, label=f"local/m/{path}", size_bytes=size, policy=policy)
+        return HttpSource(
+            self.locate(path), lambda: self.client, label=f"local/m/{path}", size_bytes=size, policy=policy
+        )
 
     def ranges(self) -> list[str | None]:
         return [r.range for r in self.hub.requests.find("GET", CDN)]
@@ -131,7 +135,13 @@ def test_gives_up_with_what_where_and_next_step(opener: Opener) -> None:
         read(opener.open(), 100, 200)
     assert rule.hits == FAST.attempts
     text = str(caught.value)
-    for part in ("local/m/model.safetensors", "bytes 100 to 200", f":{opener.hub.cdn_port}", "HTTP 503", "run the same"):
+    for part in (
+        "local/m/model.safetensors",
+        "bytes 100 to 200",
+        f":{opener.hub.cdn_port}",
+        "HTTP 503",
+        "run the same",
+    ):
         assert part in text
     assert "?" not in text  # the signature of the address stays out
 
@@ -189,7 +199,7 @@ def test_a_long_read_survives_more_breaks_than_attempts(opener: Opener) -> None:
 
 def test_a_trickle_is_not_progress(opener: Opener) -> None:
     rule = opener.hub.faults.add(Fault(path=CDN, truncate_after_bytes=10, times=None))
-    with pytest.raises(TransportError, match="body ended after 10|RemoteProtocolError"):
+    with pytest.raises(TransportError, match=r"after 10 of|RemoteProtocolError"):
         read(opener.open())
     assert rule.hits == FAST.attempts
 
@@ -197,7 +207,7 @@ def test_a_trickle_is_not_progress(opener: Opener) -> None:
 def test_expired_address_is_renewed_once(opener: Opener) -> None:
     opener.hub.faults.add(Fault.expired_url())
     assert read(opener.open(), 7, 70) == CONTENT[7:70]
-    assert opener.located == 2 + 0  # once at the start, once for the new address
+    assert opener.located == 2  # once at the start, once for the new address
 
 
 def test_expired_address_that_stays_expired(opener: Opener) -> None:
@@ -238,8 +248,6 @@ def test_whole_file_may_come_without_a_range(opener: Opener) -> None:
     ],
 )
 def test_wrong_answers_are_refused(opener: Opener, fault: Fault, words: str) -> None:
-    from dataclasses import replace
-
     opener.hub.faults.add(replace(fault, path=CDN, times=2))
     source = opener.open()
     assert read(source, 100, 200) == CONTENT[100:200]
@@ -282,7 +290,7 @@ def test_many_threads_share_a_source(opener: Opener) -> None:
     source = opener.open()
     edges = list(range(0, SIZE + 1, SIZE // 12))
     with ThreadPoolExecutor(6) as pool:
-        parts = pool.map(lambda span: read(source, *span), zip(edges, edges[1:], strict=False))
+        parts = pool.map(lambda span: read(source, *span), itertools.pairwise(edges))
     assert b"".join(parts) == CONTENT
 
 
