@@ -33,8 +33,8 @@ def _moderator(call: Call) -> tuple[Repo, Identity]:
     return repo, user
 
 
-def _new_event(event: Event) -> Response:
-    return JSONResponse({"newEvent": views.event_item(event)})
+def _answer(key: str, event: Event) -> Response:
+    return JSONResponse({key: views.event_item(event)})
 
 
 def listing(call: Call) -> Response:
@@ -79,7 +79,7 @@ def comment(call: Call) -> Response:
     text = call.json().get("comment")
     if not isinstance(text, str) or not text.strip():
         raise bad_request("A comment needs text")
-    return _new_event(call.core.discussions.comment(repo, _number(call), user, text))
+    return _answer("newMessage", call.core.discussions.comment(repo, _number(call), user, text))
 
 
 def edit_comment(call: Call) -> Response:
@@ -87,14 +87,14 @@ def edit_comment(call: Call) -> Response:
     repo, user = _contributor(call)
     text = str(call.json().get("content") or "")
     event = call.core.discussions.edit_comment(repo, _number(call), call.params["event"], user, text)
-    return JSONResponse({"updatedComment": views.event_item(event)})
+    return _answer("updatedComment", event)
 
 
 def hide_comment(call: Call) -> Response:
     """``POST …/discussions/{num}/comment/{event}/hide``."""
     repo, user = _contributor(call)
     event = call.core.discussions.edit_comment(repo, _number(call), call.params["event"], user, None)
-    return JSONResponse({"updatedComment": views.event_item(event)})
+    return _answer("updatedComment", event)
 
 
 def status(call: Call) -> Response:
@@ -102,13 +102,13 @@ def status(call: Call) -> Response:
     repo, user = _moderator(call)
     body = call.json()
     wanted, text = str(body.get("status")), body.get("comment")
-    return _new_event(call.core.discussions.set_status(repo, _number(call), user, wanted, text))
+    return _answer("newStatus", call.core.discussions.set_status(repo, _number(call), user, wanted, text))
 
 
 def title(call: Call) -> Response:
     """``POST …/discussions/{num}/title {title}``."""
     repo, user = _moderator(call)
-    return _new_event(call.core.discussions.rename(repo, _number(call), user, str(call.json().get("title"))))
+    return _answer("newTitle", call.core.discussions.rename(repo, _number(call), user, str(call.json().get("title"))))
 
 
 def merge(call: Call) -> Response:

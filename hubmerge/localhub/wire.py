@@ -16,6 +16,7 @@ from hubmerge.localhub.protocol import ZEROCOPY, Message, Receive, Scope, Send
 
 LOG_LENGTH = 100_000
 SLICE_BYTES = 256 << 10
+BURST_S = 0.1
 
 
 @dataclass(slots=True)
@@ -102,8 +103,9 @@ class _Throttle:
         if rate is None or not count:
             return
         at = time.monotonic()
-        self._free_at = max(at, self._free_at) + count / rate
-        await asyncio.sleep(self._free_at - at)
+        # A little credit for time lost elsewhere, or the rate would never be reached.
+        self._free_at = max(at - BURST_S, self._free_at) + count / rate
+        await asyncio.sleep(max(0.0, self._free_at - at))
 
 
 class WireMiddleware:
