@@ -67,7 +67,7 @@ def parse(text: str, where: str) -> Node:
 
 def parse_value(text: str, path: str, where: str) -> Node:
     """One value in YAML notation, as it comes from a command-line flag: a number, ``true``, ``[0, 1]``, text."""
-    builder = _Builder(where, text, yaml_1_1=False)
+    builder = _Builder(f"{where}: {path}", text, yaml_1_1=False)
     node = builder.document(path)
     if builder.faults:
         raise_faults(where, [Fault(path, f.message) for f in builder.faults])

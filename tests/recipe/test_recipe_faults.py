@@ -12,7 +12,7 @@ from hubmerge.recipe import Recipe
 HEAD = "method: ties\nbase: org/base\n"
 TWO = HEAD + "models:\n  - repo: org/a\n  - repo: org/b\n"
 KEYS = "known: method, base, models, parameters, dtype, seed, tokenizer, vocab, heads, include, exclude, output, card"
-TIES = "aggregate, density, rule, scale, trim, weight"
+UNSAFE = "cannot be a file name on every system; give a name: of letters, digits, '.', '_' and '-'"
 
 # Each row: the text, then one line for each fault in the order of the file.
 FAULTS: dict[str, tuple[str, ...]] = {
@@ -136,15 +136,15 @@ FAULTS: dict[str, tuple[str, ...]] = {
     ),
     "name that is a path": (
         HEAD + "models:\n  - {repo: org/a, name: «../a}\n",
-        "models[0].name: '../a' cannot be a file name on every system; give a name: of letters, digits, '.', '_' and '-'",
+        f"models[0].name: '../a' {UNSAFE}",
     ),
     "name that is a device": (
         HEAD + "models:\n  - {repo: org/a, name: «NUL}\n",
-        "models[0].name: 'NUL' cannot be a file name on every system; give a name: of letters, digits, '.', '_' and '-'",
+        f"models[0].name: 'NUL' {UNSAFE}",
     ),
     "folder whose name is no file name": (
         HEAD + "models:\n  - repo: «./my model\n",
-        "models[0].repo: 'my model' cannot be a file name on every system; give a name: of letters, digits, '.', '_' and '-'",
+        f"models[0].repo: 'my model' {UNSAFE}",
     ),
     "reserved name": (
         HEAD + "models:\n  - repo: «org/base\n",
@@ -196,8 +196,8 @@ FAULTS: dict[str, tuple[str, ...]] = {
         "parameters.scale: expected a finite number, found inf",
     ),
     "weight that is no number": (
-        HEAD
-        + "models:\n  - {repo: org/a, weight: «.nan}\n  - {repo: org/b, weight: «heavy}\n  - {repo: org/c, weight: «true}\n"
+        HEAD + "models:\n  - {repo: org/a, weight: «.nan}\n  - {repo: org/b, weight: «heavy}\n"
+        "  - {repo: org/c, weight: «true}\n"
         "  - {repo: org/d, weight: «'1'}\n  - {repo: org/e, weight: «-.INF}\n  - {repo: org/f, weight: «null}\n",
         "models[0].weight: expected a finite number, found nan",
         "models[1].weight: expected a number, found 'heavy'",
@@ -207,7 +207,8 @@ FAULTS: dict[str, tuple[str, ...]] = {
         "models[5].weight: expected a number, found nothing",
     ),
     "weights that cancel": (
-        "method: linear\nmodels:\n  - {repo: org/a, weight: 1}\n  - {repo: org/b, weight: -1}\nparameters: «{normalize: true}\n",
+        "method: linear\nmodels:\n  - {repo: org/a, weight: 1}\n  - {repo: org/b, weight: -1}\n"
+        "parameters: «{normalize: true}\n",
         "parameters: the weights [1.0, -1.0] add up to 0 and cannot be normalised; change one or set normalize: false",
     ),
     # settings
@@ -265,7 +266,8 @@ FAULTS: dict[str, tuple[str, ...]] = {
     ),
     # several
     "everything at once": (
-        "method: ties\nbase: «b b\nmodels:\n  - {repo: org/a, «weigth: 1}\nparameters: {«denisty: 0.1, scale: «x}\nseed: «-1\n«fo: 1\n",
+        "method: ties\nbase: «b b\nmodels:\n  - {repo: org/a, «weigth: 1}\n"
+        "parameters: {«denisty: 0.1, scale: «x}\nseed: «-1\n«fo: 1\n",
         "base: 'b b' is neither a repo id (org/name) nor a folder that exists; write ./ before a folder",
         "models[0].weigth: unknown key; did you mean 'weight'?",
         "parameters.denisty: unknown key; did you mean 'density'?",

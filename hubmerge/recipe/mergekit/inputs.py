@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from hubmerge.recipe.mergekit.methods import Port
 from hubmerge.recipe.nodes import Fault, Node, did_you_mean, fault, show
 from hubmerge.recipe.refs import default_name, name_problem, split_revision
-
-if TYPE_CHECKING:
-    from hubmerge.spec import Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +168,7 @@ def names_of(inputs: list[Input]) -> list[str]:
     return names
 
 
-def arrange(file: File, port: Port, method: Method) -> list[Input]:
+def arrange(file: File, port: Port) -> list[Input]:
     """The models in the roles that mergekit's method gives them."""
     inputs, base, root = file.inputs, file.base, file.root
     if port.base == "required" and base is None:
@@ -188,13 +184,13 @@ def arrange(file: File, port: Port, method: Method) -> list[Input]:
         if len(others) < port.min_others:
             count = f"at least {port.min_others} models besides base_model, found {len(others)}"
             file.bad(root.get("models") or root, f"{port.method} takes {count}")
-        # A slerp that is written as a method of two models takes the base as the first of them.
-        return [base, *others] if base is not None and method.min_models > port.min_others else others
+        return others
     if base is not None and len(others) == len(inputs):
         # mergekit appends the base to the inputs, where it needs a weight like any other.
         if not any(node.get("weight") is not None for node in file.shared):
             file.bad(
                 base.node, "mergekit merges base_model as one more input, and it has no weight; list it under models"
             )
+            return inputs
         return [*inputs, base]
     return inputs

@@ -57,6 +57,7 @@ class Port:
 
 _WEIGHT = Parameter("weight", number, required=True, per_model=True)
 _DENSITY = Parameter("density", number, 1.0, per_model=True)
+_NORMALIZE = Parameter("normalize", truth, False)
 _LAMBDA = Parameter("scale", number, 1.0)
 
 
@@ -68,9 +69,7 @@ def _sparse(
         "weight": _WEIGHT,
         "density": _DENSITY,
         "lambda": _LAMBDA,
-        "normalize": Parameter("aggregate", aggregate, aggregate(normalize))
-        if signs
-        else Parameter(None, truth, False),
+        "normalize": Parameter("aggregate", aggregate, aggregate(normalize)) if signs else _NORMALIZE,
         "rescale": Parameter("rescale", rescale, rescale(True)) if rescales else Parameter(None, truth, False),
         **more,
     }
@@ -87,7 +86,7 @@ METHODS: Mapping[str, Port] = {
     "slerp": Port("slerp", {"t": Parameter("t", number, required=True)}, _FAMILY, n_others=1),
     "task_arithmetic": Port(
         "task_arithmetic",
-        {"weight": _WEIGHT, "lambda": _LAMBDA, "normalize": Parameter("normalize", truth, False)},
+        {"weight": _WEIGHT, "lambda": _LAMBDA, "normalize": _NORMALIZE},
         ("int8_mask", "density", "rescale"),
         {"rule": "mergekit"},
     ),
@@ -110,5 +109,7 @@ METHODS: Mapping[str, Port] = {
         constants={"elect_sign": True},
         gamma=Parameter("gamma", number, 0.01, per_model=True),
     ),
-    "model_stock": Port("model_stock", {"filter_wise": Parameter(None, truth, False)}, _FAMILY, min_others=2),
+    "model_stock": Port(
+        "model_stock", {"filter_wise": Parameter(None, truth, False)}, _FAMILY, {"rule": "mergekit"}, min_others=2
+    ),
 }

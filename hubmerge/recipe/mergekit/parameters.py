@@ -28,9 +28,11 @@ def read_parameters(
     own: list[dict[str, Node]] = [{} for _ in inputs]
     place = file.root.get("parameters") or file.root
     for key, parameter in port.parameters.items():
+        before = len(file.faults)
         levels = _levels(file, file.shared, key, parameter)
         own_levels = [_levels(file, _own_nodes(m, parameter), key, parameter) for m in inputs]
-        _check_required(file, parameter, key, inputs, own_levels, levels)
+        if len(file.faults) == before:
+            _check_required(file, parameter, key, inputs, own_levels, levels)
         target = parameter.to
         if target is None:
             _refuse_other_values(file, port, parameter, key, [levels, *own_levels])

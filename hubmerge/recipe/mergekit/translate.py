@@ -89,7 +89,7 @@ def _recipe(file: File, port: Port) -> dict[str, Node]:
 
     root = file.root
     method = get_method(port.method)
-    inputs = arrange(file, port, method)
+    inputs = arrange(file, port)
     names = names_of(inputs)
     result = {"compat": Node("mergekit"), "method": root.value["merge_method"].with_value(port.method)}
     if file.base is not None:
