@@ -117,7 +117,7 @@ def _agreement(stated: Sequence[tuple[PinnedModel, License | None]]) -> tuple[Li
 
 def _silence(card: Mapping[str, Any]) -> str:
     value = card.get("license")
-    if value is None or (isinstance(value, str) and value.strip().lower() in _SAYS_NOTHING):
+    if value is None or value == [] or (isinstance(value, str) and value.strip().lower() in _SAYS_NOTHING):
         return "declares no licence"
     return "declares a licence that is not an identifier"
 

@@ -147,16 +147,18 @@ def build_lock(plan: Plan, recipe_data: Mapping[str, Any], outputs: Iterable[Dig
     """
     files = sorted((f for f in outputs if f.path != LOCK_NAME), key=lambda f: f.path)
     try:
-        return Lock(
-            format_version=FORMAT_VERSION,
-            hubmerge_version=hubmerge.__version__,
-            recipe=portable_recipe(plan, recipe_data),
-            sources=tuple(_source(plan, i) for i in range(-1, len(plan.models))),
-            plan_sha256=plan.digest,
-            outputs=tuple(OutputDigest(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256 or "") for f in files),
-            numerics=numerics_of(plan),
-            seed=plan.seed,
-            environment=environment(),
+        return Lock.model_validate(
+            {
+                "format_version": FORMAT_VERSION,
+                "hubmerge_version": hubmerge.__version__,
+                "recipe": portable_recipe(plan, recipe_data),
+                "sources": [_source(plan, i) for i in range(-1, len(plan.models))],
+                "plan_sha256": plan.digest,
+                "outputs": [{"path": f.path, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in files],
+                "numerics": numerics_of(plan),
+                "seed": plan.seed,
+                "environment": environment(),
+            }
         )
     except ValidationError as e:
         raise HubMergeError(f"the lock cannot be written: {_explain(e)}") from e
