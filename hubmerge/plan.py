@@ -117,6 +117,8 @@ def _place(given: Input) -> Any:
 
 
 def _check_models(draft: _Draft) -> None:
+    for note in [*draft.recipe.notes, *(n for m in draft.models for n in m.notes)]:
+        draft.problem("note", note)
     base_type = draft.base.config.get("model_type")
     for model in draft.models:
         kind = model.config.get("model_type")
@@ -225,10 +227,18 @@ def _align_adapter(draft: _Draft, model: PinnedModel) -> _Aligned:
                 draft.problem(
                     "error", f"tensor {target!r}: shape {base.shape} in {draft.base.repo}, {spec.shape} in {model.repo}"
                 )
+        elif base is None and part.optional:
+            continue
         elif base is None:
             draft.problem(
                 "error",
                 f"{model.repo}: the adapter changes {name!r}, which the base {draft.base.repo} does not store",
+                "use the base the adapter was made for",
+            )
+        elif not part.fits(base.shape, transposed=align.is_transposed(target, base.shape, draft.base.config)):
+            draft.problem(
+                "error",
+                f"{model.repo}: the adapter is made for {target!r} of shape {part.shape}; in {draft.base.repo} it has {base.shape}",
                 "use the base the adapter was made for",
             )
         elif draft.recipe.takes_part(target):

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,7 +58,15 @@ def pin_recipe(recipe: Recipe, hub: Hub) -> tuple[PinnedModel, tuple[PinnedModel
         base = _implied_base(recipe, models, hub)
     if base.adapter is not None:
         raise SourceError(f"{base.repo}: the base is an adapter", hint="give the full model it was made for as base")
-    return base, models
+    return base, tuple(_on_base(m, base) for m in models)
+
+
+def _on_base(model: PinnedModel, base: PinnedModel) -> PinnedModel:
+    """An adapter with what is to be said about its base; wrong ones are refused here."""
+    if model.adapter is None:
+        return model
+    note = adapters.check_base(model.adapter, base.repo, base.commit, model.repo)
+    return replace(model, notes=(note,)) if note else model
 
 
 def _implied_base(recipe: Recipe, models: tuple[PinnedModel, ...], hub: Hub) -> PinnedModel:
@@ -91,6 +99,7 @@ def pin_model(hub: Hub, repo: str, revision: str | None, role: Role, name: str) 
             hint="save the adapter again with save_pretrained(..., safe_serialization=True)",
         )
     tensors, digest = _inventory(place, weights)
+    parts = adapters.inventory(adapter, tensors, place.label) if adapter is not None else ()
     return PinnedModel(
         role=role,
         name=name,
@@ -101,6 +110,7 @@ def pin_model(hub: Hub, repo: str, revision: str | None, role: Role, name: str) 
         tensors=tensors,
         config=config,
         adapter=adapter,
+        parts=parts,
         card=_front_matter(place),
         header_sha256=digest,
     )

@@ -116,6 +116,16 @@ class AdapterPart:
     tensors: tuple[TensorSpec, ...]
     """The adapter's stored tensors it needs."""
     rank: int | None = None
+    shape: tuple[int, ...] | None = None
+    """Shape of the parameter it is made for, linear weights as (out, in); None where the stored tensors do not tell."""
+    optional: bool = False
+    """The base may lack the parameter, and then there is nothing to do."""
+
+    def fits(self, shape: tuple[int, ...], *, transposed: bool) -> bool:
+        """Whether a stored tensor of this shape can be the parameter."""
+        if self.shape is None:
+            return True
+        return shape == (self.shape[::-1] if transposed and len(shape) == 2 else self.shape)
 
     @property
     def name(self) -> str:
@@ -143,6 +153,8 @@ class PinnedModel:
     """What the adapter changes; empty for a full checkpoint."""
     card: Mapping[str, Any] = field(default_factory=dict)
     """Front matter of the model card."""
+    notes: tuple[str, ...] = ()
+    """What a person should know about how the model was found."""
     header_sha256: str = ""
     """Digest over the safetensors headers: identifies a local folder's layout without reading its weights."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hubmerge.adapters.config import check_base, check_config
-from hubmerge.adapters.parts import check_shape, inventory, is_optional
+from hubmerge.adapters.parts import inventory
 from hubmerge.errors import SourceError
 from hubmerge.spec import AdapterPart
 
@@ -20,11 +20,9 @@ __all__ = [
     "AdapterPart",
     "check_base",
     "check_config",
-    "check_shape",
     "delta",
     "factors",
     "inventory",
-    "is_optional",
     "merged",
 ]
 

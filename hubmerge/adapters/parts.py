@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from hubmerge.adapters.config import is_plain_lora, kind_of, lora_rank
@@ -26,7 +26,7 @@ def roles(part: AdapterPart) -> dict[str, TensorSpec]:
     return {_role(spec.name, part.module): spec for spec in part.tensors}
 
 
-def is_optional(part: AdapterPart) -> bool:
+def _is_optional(part: AdapterPart) -> bool:
     """Whether the base may lack this parameter: IA3 scales a module's bias if there is one."""
     return part.kind == "generic" and part.parameter == "bias" and roles(part).keys() == {"ia3_l"}
 
@@ -79,7 +79,8 @@ def inventory(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec], wher
     if not parts:
         raise SourceError(f"{where}: the adapter stores no tensors")
     order = {spec.name: i for i, spec in enumerate(tensors.values())}
-    return tuple(sorted(parts, key=lambda part: order[part.tensors[0].name]))
+    ordered = sorted(parts, key=lambda part: order[part.tensors[0].name])
+    return tuple(replace(part, shape=_shape(part), optional=_is_optional(part)) for part in ordered)
 
 
 def _sort(config: Mapping[str, Any], kind: AdapterKind, tensors: Mapping[str, TensorSpec]) -> _Sorted:
@@ -194,34 +195,16 @@ def is_feedforward(config: Mapping[str, Any], module: str) -> bool:
     return module.endswith(tuple(names))
 
 
-def check_shape(part: AdapterPart, shape: tuple[int, ...], *, transposed: bool, where: str) -> None:
-    """Check a LoRA part against the base's header, before anything is read.
-
-    Args:
-        part: The part.
-        shape: The base tensor's shape as stored.
-        transposed: Whether a linear weight is stored as [in, out].
-        where: The adapter's name, for messages.
-
-    Raises:
-        SourceError: The factors do not fit the base's tensor.
-    """
+def _shape(part: AdapterPart) -> tuple[int, ...] | None:
+    """Shape of the parameter a LoRA part is made for, from the shapes of its factors."""
     stored = roles(part)
-    expected: tuple[int, ...] | None = None
     if "lora_embedding_A" in stored:
-        expected = (stored["lora_embedding_A"].shape[1], stored["lora_embedding_B"].shape[0])
-    elif "lora_A.weight" in stored:
-        down, up = stored["lora_A.weight"].shape, stored["lora_B.weight"].shape
-        expected = (up[0], *down[1:])
-        if transposed and len(expected) == 2:
-            expected = expected[::-1]
-    elif part.parameter == "bias" and "lora_B.bias" in stored:
-        expected = stored["lora_B.bias"].shape
-    if expected is not None and expected != shape:
-        raise SourceError(
-            f"{where}: {part.name} is made for shape {list(expected)}, but the base's tensor has {list(shape)}",
-            hint="The adapter belongs to another base, or to one whose vocabulary was resized.",
-        )
+        return stored["lora_embedding_A"].shape[1], stored["lora_embedding_B"].shape[0]
+    if "lora_A.weight" in stored:
+        return stored["lora_B.weight"].shape[0], *stored["lora_A.weight"].shape[1:]
+    if part.parameter == "bias" and "lora_B.bias" in stored:
+        return stored["lora_B.bias"].shape
+    return part.tensors[0].shape if part.kind == "replace" else None
 
 
 def _some(spec: TensorSpec | None) -> tuple[TensorSpec, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import adapter_zoo as zoo
 import pytest
 
-from hubmerge.adapters import AdapterPart, check_shape, inventory, is_optional
+from hubmerge.adapters import AdapterPart, inventory
 from hubmerge.adapters.parts import roles
 from hubmerge.errors import SourceError, UnsupportedAdapterError
 
@@ -120,7 +120,7 @@ def test_ia3_scales_a_bias_if_there_is_one() -> None:
     options = {"peft_type": "IA3", "feedforward_modules": ["down_proj"]}
     shapes = {f"{Q}.ia3_l": (16, 1), "base_model.model.model.layers.0.mlp.down_proj.ia3_l": (1, 48)}
     parts = _parts(shapes, **options)
-    assert {name.rpartition("self_attn.")[2]: is_optional(part) for name, part in parts.items()} == {
+    assert {name.rpartition("self_attn.")[2]: part.optional for name, part in parts.items()} == {
         "q_proj.weight": False,
         "q_proj.bias": True,
         "model.layers.0.mlp.down_proj.weight": False,
@@ -133,11 +133,7 @@ def test_ia3_scales_a_bias_if_there_is_one() -> None:
 )
 def test_shapes_are_checked_from_headers(shape: tuple[int, ...], transposed: bool, fits: bool) -> None:
     (part,) = _parts(PAIR).values()
-    if fits:
-        check_shape(part, shape, transposed=transposed, where="adapter")
-        return
-    with pytest.raises(SourceError, match="is made for shape"):
-        check_shape(part, shape, transposed=transposed, where="adapter")
+    assert part.fits(shape, transposed=transposed) == fits
 
 
 def test_convolutions_with_groups_are_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from hubmerge.adapters import check_base, check_config, check_shape, delta, inventory, is_optional, merged
+from hubmerge.adapters import check_base, check_config, delta, inventory, merged
 
 ATTENTION = ["q_proj", "v_proj"]
 Case = tuple[Callable[[], nn.Module], str, dict[str, Any]]
@@ -161,7 +161,7 @@ def _compare(name: str, saved: zoo.Saved) -> None:
             continue
         untouched = base.clone()
         transposed = _is_transposed(name, parameter)
-        check_shape(part, tuple(base.shape), transposed=transposed, where=name)
+        assert part.fits(tuple(base.shape), transposed=transposed)
         ours = merged(part, saved.config, saved.load, base, transposed=transposed)
         assert ours.dtype == torch.float32
         assert torch.equal(ours, expected), f"{parameter}: {(ours - expected).abs().max()}"
@@ -172,7 +172,7 @@ def _compare(name: str, saved: zoo.Saved) -> None:
         assert not torch.equal(base, expected), f"{parameter} is not changed by the test's adapter"
         changed += 1
     assert changed
-    assert not [part.name for part in parts.values() if not is_optional(part)]
+    assert not [part.name for part in parts.values() if not part.optional]
     if name in LOW_RANK:
         kinds = {part.kind for part in inventory(saved.config, saved.tensors, name) if part.parameter == "weight"}
         assert kinds == {"low_rank"}

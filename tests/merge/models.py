@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Family:
     base: Callable[[], Any]
     tune: Callable[[int], Any]
     inputs: dict[str, torch.Tensor]
+    load: dict[str, Any] = field(default_factory=dict)
 
 
 def _ids(**extra: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -72,7 +73,8 @@ def _mixtral(**extra: Any) -> Any:
 
 FAMILIES: dict[str, Family] = {
     "vit": Family(
-        lambda: tf.ViTModel(_vit(), add_pooling_layer=False), lambda n: tf.ViTForImageClassification(_vit(num_labels=n)), _pixels(16)
+        lambda: tf.ViTModel(_vit(), add_pooling_layer=False), lambda n: tf.ViTForImageClassification(_vit(num_labels=n)), _pixels(16),
+        {"add_pooling_layer": False},
     ),
     "clip-vision": Family(
         lambda: tf.CLIPVisionModel(_clip()), lambda n: tf.CLIPVisionModelWithProjection(_clip()), _pixels(16)

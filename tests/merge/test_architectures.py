@@ -34,7 +34,7 @@ def test_merge_equals_naive_loop_and_loads_in_transformers(family: str, tmp_path
     base, tunes = build(family, tmp_path)
     out = merged(base, tunes, tmp_path / "out")
     assert_equal_to_naive(base, tunes, out)
-    model, report = type(FAMILIES[family].base()).from_pretrained(out, output_loading_info=True)
+    model, report = type(FAMILIES[family].base()).from_pretrained(out, output_loading_info=True, **FAMILIES[family].load)
     assert not report["missing_keys"]
     assert not report["mismatched_keys"]
     with torch.no_grad():
