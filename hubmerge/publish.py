@@ -108,7 +108,7 @@ class Publisher:
                 "a pull request cannot be combined with a tag or a visibility: it changes nothing until it is merged",
                 hint="Leave out the pull request, or set tag and visibility after merging it.",
             )
-        target = self._hub.check_write(self.repo)
+        target = self._hub.check_write(self.repo, create_pr=self.options.create_pr)
         self.repo = target.repo
         if target.exists and not target.private and self.options.public is False:
             raise PublishError(

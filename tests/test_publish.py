@@ -69,10 +69,17 @@ def write_shards(publisher: Publisher, folder: Path, numbers: tuple[int, ...] = 
         assert os.listdir(folder) == []
 
 
-def publish(hub: Hub, folder: Path, options: PublishOptions | None = None, repo: str = REPO) -> PublishedInfo:
+def publish(
+    hub: Hub,
+    folder: Path,
+    options: PublishOptions | None = None,
+    *,
+    repo: str = REPO,
+    small: Mapping[str, bytes] = SMALL,
+) -> PublishedInfo:
     with Publisher(hub, repo, options) as publisher:
         write_shards(publisher, folder)
-        return publisher.finish(SMALL)
+        return publisher.finish(small)
 
 
 def contents(hub: Hub, commit: str, repo: str = REPO) -> Mapping[str, bytes]:
@@ -163,6 +170,25 @@ def test_pull_request(hub: Hub, tmp_path: Path) -> None:
     assert set(SMALL) <= set(contents(hub, hub.pin(REPO)))
 
 
+def test_pull_request_to_somebody_elses_repository(hub: Hub, server: LocalHub, tmp_path: Path) -> None:
+    before = make_repo(hub, {"model.safetensors": b"theirs"}, private=False)
+    bob = Hub(server.endpoint, "hf_bobWriteToken", policy=FAST)
+    with pytest.raises(AccessError, match="permission denied"):
+        publish(bob, tmp_path / "out")
+    info = publish(bob, tmp_path / "out", PublishOptions(create_pr=True))
+    assert info.url == f"{hub.endpoint}/{REPO}/discussions/1"
+    assert hub.pin(REPO) == before
+    assert hub.read_small(REPO, info.commit, "config.json") == b"{}"
+
+
+def test_uploads_survive_passing_failures(hub: Hub, server: LocalHub, tmp_path: Path) -> None:
+    server.faults.add(Fault(method="PUT", path="^/_lfs/", reset_upload_after_bytes=50_000))
+    server.faults.add(Fault(method="POST", path="/objects/batch", status=503, skip=1))
+    server.faults.add(Fault(method="POST", path="/preupload/", reset=True, skip=2))
+    info = publish(hub, tmp_path / "out")
+    assert {shard(n)[0] for n in (1, 2, 3)} <= set(contents(hub, info.commit))
+
+
 def test_branch_tag_and_visibility(hub: Hub, tmp_path: Path) -> None:
     before = make_repo(hub, {LOCK_FILE: b"{}"})
     info = publish(hub, tmp_path / "out", PublishOptions(revision="dev", tag="v1", public=True))
@@ -196,6 +222,13 @@ def test_preflight(hub: Hub, server: LocalHub, tmp_path: Path) -> None:
     assert hub.refs(REPO).branches.keys() == {"main"}
 
 
+def publish_too_late(hub: Hub, folder: Path) -> None:
+    with Publisher(hub, REPO) as publisher:
+        write_shards(publisher, folder)
+        make_repo(hub, {"theirs.txt": b"1"})
+        publisher.finish(SMALL)
+
+
 # --- failures ---------------------------------------------------------------------------------------------------
 
 
@@ -223,10 +256,14 @@ def test_new_repository_is_removed_after_a_failure(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_exit_by_exception_takes_everything_back(hub: Hub, tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), Publisher(hub, REPO) as publisher:
-        write_shards(publisher, tmp_path / "out", (1,))
-        assert hub.check_write(REPO).private
-        raise error
+    def run() -> None:
+        with Publisher(hub, REPO) as publisher:
+            write_shards(publisher, tmp_path / "out", (1,))
+            assert hub.check_write(REPO).private
+            raise error
+
+    with pytest.raises(error):
+        run()
     assert not hub.check_write(REPO).exists
 
 
@@ -257,22 +294,19 @@ def test_existing_repository_is_untouched_by_a_failure(
 
 
 def test_somebody_elses_work_in_a_new_repository_is_kept(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(TargetMovedError), Publisher(hub, REPO) as publisher:
-        write_shards(publisher, tmp_path / "out")
-        theirs = make_repo(hub, {"theirs.txt": b"1"})
-        publisher.finish(SMALL)
-    assert hub.pin(REPO) == theirs
+    with pytest.raises(TargetMovedError):
+        publish_too_late(hub, tmp_path / "out")
+    assert hub.read_small(REPO, hub.pin(REPO), "theirs.txt") == b"1"
 
 
 def test_stale_parent_commits_nothing(hub: Hub, tmp_path: Path) -> None:
     before = make_repo(hub, {LOCK_FILE: b"{}", "model.safetensors": b"old"})
-    with pytest.raises(TargetMovedError) as caught, Publisher(hub, REPO) as publisher:
-        write_shards(publisher, tmp_path / "out")
-        theirs = make_repo(hub, {"theirs.txt": b"1"})
-        publisher.finish(SMALL)
+    with pytest.raises(TargetMovedError) as caught:
+        publish_too_late(hub, tmp_path / "out")
+    theirs = hub.pin(REPO)
+    assert "theirs.txt" in contents(hub, theirs)
     assert before in caught.value.message
     assert theirs in caught.value.message
-    assert hub.pin(REPO) == theirs
     assert hub.read_small(REPO, theirs, "model.safetensors") == b"old"
 
 
@@ -287,12 +321,9 @@ def test_lost_reply_of_the_commit(hub: Hub, server: LocalHub, tmp_path: Path, fa
 
 
 def test_bad_card_is_named_and_nothing_is_published(hub: Hub, tmp_path: Path) -> None:
-    with (
-        pytest.raises(PublishError, match=r"front matter of README.md.*license"),
-        Publisher(hub, REPO, PublishOptions(public=True)) as publisher,
-    ):
-        write_shards(publisher, tmp_path / "out")
-        publisher.finish({**SMALL, "README.md": b"---\nlicense: no-such-licence\n---\n"})
+    small = {**SMALL, "README.md": b"---\nlicense: no-such-licence\n---\n"}
+    with pytest.raises(PublishError, match=r"front matter of README.md.*license"):
+        publish(hub, tmp_path / "out", PublishOptions(public=True), small=small)
     assert not hub.check_write(REPO).exists
 
 
@@ -323,7 +354,7 @@ def test_changed_shard_is_refused(hub: Hub, tmp_path: Path) -> None:
 def test_wrong_digest_is_refused_by_the_server(hub: Hub, tmp_path: Path) -> None:
     local = tmp_path / "x.safetensors"
     local.write_bytes(b"12345")
-    with pytest.raises(PublishError, match="cannot upload x.safetensors"), Publisher(hub, REPO) as publisher:
+    with pytest.raises(PublishError, match=r"cannot upload x\.safetensors"), Publisher(hub, REPO) as publisher:
         publisher.shard_done(local, "x.safetensors", hashlib.sha256(b"other").hexdigest(), 5)
     assert local.exists()
 

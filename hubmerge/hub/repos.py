@@ -31,8 +31,12 @@ class Refs:
 class Repos(Reader):
     """The part of ``Hub`` that manages repositories."""
 
-    def check_write(self, repo: str) -> Target:
+    def check_write(self, repo: str, *, create_pr: bool = False) -> Target:
         """Make sure that the token may write to the repository, or create it, before anything else is done.
+
+        Args:
+            repo: Target; without a namespace, the token's own.
+            create_pr: Only a pull request is to be opened, which every reader of the repository may do.
 
         Raises:
             AccessError: No token, a wrong or read-only one, or somebody else's namespace.
@@ -47,7 +51,7 @@ class Repos(Reader):
         self._refuse_read_only(me, what)
         full = repo if "/" in repo else f"{me['name']}/{repo}"
         if self.call(what, full, lambda: self.api.repo_exists(full), writing=True):
-            self.call(what, full, lambda: self.api.auth_check(full, write=True), writing=True)
+            self.call(what, full, lambda: self.api.auth_check(full, write=not create_pr), writing=True)
             info = self.call(what, full, lambda: self.api.model_info(full, expand=["private"]), writing=True)
             return Target(full, True, bool(info.private))
         namespace = full.partition("/")[0]

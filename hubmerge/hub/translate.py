@@ -33,8 +33,8 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later."""
     if isinstance(error, hf.HfHubHTTPError):
         return is_retryable(error.response.status_code)
-    if isinstance(error, hf.LocalEntryNotFoundError) and error.__cause__ is not None:
-        return is_transient(error.__cause__)
+    if isinstance(error, hf.LocalEntryNotFoundError | RuntimeError) and error.__cause__ is not None:
+        return is_transient(error.__cause__)  # how failed downloads and uploads are wrapped
     return isinstance(error, httpx2.TimeoutException | httpx2.NetworkError | httpx2.RemoteProtocolError)
 
 
@@ -113,7 +113,7 @@ def _other(error: Exception, request: Request) -> _Found | None:
     if isinstance(error, hf.OfflineModeIsEnabled):
         return TransportError, "offline mode is on", "Unset HF_HUB_OFFLINE."
     if is_transient(error):
-        cause = error.__cause__ if isinstance(error, hf.LocalEntryNotFoundError) else error
+        cause = error.__cause__ if isinstance(error, hf.LocalEntryNotFoundError | RuntimeError) else error
         status = f"HTTP {cause.response.status_code}, " if isinstance(cause, hf.HfHubHTTPError) else ""
         return TransportError, f"{request.endpoint} failed ({status}{_first_line(cause)})", again
     if isinstance(error, hf.LocalEntryNotFoundError):

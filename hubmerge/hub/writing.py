@@ -83,8 +83,7 @@ class Hub(Repos):
 
         what = f"upload {path_in_repo} to {repo}"
         self._settle_xet(repo, what)
-        # The client library has its own retries for every request of an upload.
-        operation = self.call(what, repo, stage, retry=False, writing=True)
+        operation = self.call(what, repo, stage, writing=True)
         info = operation.upload_info
         return StagedFile(operation.path_in_repo, info.size, info.sha256.hex(), operation)
 
