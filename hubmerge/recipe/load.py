@@ -14,6 +14,7 @@ from hubmerge.recipe.nodes import Fault, Mark, Node, child_path, raise_faults
 MAX_SIZE_BYTES = 1_000_000
 MAX_NODES = 50_000
 MAX_DEPTH = 32
+MAX_DIGITS = 4000
 
 _INT = re.compile(r"[-+]?[0-9]+")
 _OCT_OR_HEX = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
@@ -225,9 +226,9 @@ def plain_scalar(text: str) -> Any:
         return None
     if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
         return text[0] in "tT"
-    if _INT.fullmatch(text) and len(text) <= 400:
+    if _INT.fullmatch(text) and len(text) <= MAX_DIGITS:
         return int(text)
-    if _OCT_OR_HEX.fullmatch(text) and len(text) <= 400:
+    if _OCT_OR_HEX.fullmatch(text) and len(text) <= MAX_DIGITS:
         return int(text, 0)
     if _FLOAT.fullmatch(text):
         return float(text)

@@ -8,6 +8,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hubmerge.recipe.nodes import show
+
 _REPO = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"[^\s~^:?*\[\]\\\x00-\x1f\x7f]{1,250}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -79,7 +81,7 @@ def split_revision(data: Any) -> Any:
     repo: str = data["repo"]
     if looks_local(repo):
         return data
-    if repo and Path(repo).is_dir():
+    if _is_folder(repo):
         return {**data, "repo": f"./{repo}"}
     if "@" not in repo:
         return data
@@ -91,20 +93,39 @@ def split_revision(data: Any) -> Any:
     return {**data, "repo": repo, "revision": revision}
 
 
+def _is_folder(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).is_dir()
+    except (OSError, ValueError):  # too long for a path, or with a null character
+        return False
+
+
 def ref_problem(repo: str, revision: str | None) -> str | None:
     """What is wrong with a reference; None if nothing is."""
     if looks_local(repo):
+        if not _expands(repo):
+            return f"{show(repo)} cannot be a path"
         return "a local folder has no revision" if revision is not None else None
     if not _REPO.fullmatch(repo) or len(repo) > 96 or "--" in repo or ".." in repo or repo.endswith((".git", ".", "-")):
-        return f"{repo!r} is neither a repo id (org/name) nor a folder that exists; write ./ before a folder"
+        return f"{show(repo)} is neither a repo id (org/name) nor a folder that exists; write ./ before a folder"
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision or revision.startswith("-")):
-        return f"{revision!r} cannot be a revision"
+        return f"{show(revision)} cannot be a revision"
     return None
 
 
 def default_name(repo: str) -> str:
     """The name of a model that was given none: the last part of its repo id or path."""
-    return Path(repo).expanduser().resolve().name if looks_local(repo) else repo.rpartition("/")[2]
+    if not looks_local(repo):
+        return repo.rpartition("/")[2]
+    return Path(repo).expanduser().resolve().name if _expands(repo) else repo
+
+
+def _expands(path: str) -> bool:
+    try:
+        Path(path).expanduser()
+    except RuntimeError:
+        return False
+    return "\0" not in path
 
 
 def name_problem(name: str) -> str | None:
@@ -112,5 +133,5 @@ def name_problem(name: str) -> str | None:
     if name.lower() in RESERVED_NAMES:
         return f"{name!r} means something else in a recipe; give the model another name:"
     if not _NAME.fullmatch(name) or name.endswith(".") or name.split(".")[0].lower() in _WINDOWS_DEVICES:
-        return f"{name!r} cannot be a file name on every system; give a name: of letters, digits, '.', '_' and '-'"
+        return f"{show(name)} cannot be a file name on every system; give a name: of letters, digits, '.', '_' and '-'"
     return None

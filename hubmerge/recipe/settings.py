@@ -190,7 +190,7 @@ def _value(data: Any, slot: Slot, loc: Loc, issues: list[Issue]) -> Any:
         issues.append((loc, "expected a value, found a mapping"))
         return None
     if not isinstance(data, list | tuple):
-        if slot is WEIGHT or isinstance(data, float):
+        if slot is WEIGHT or isinstance(data, float) or (slot.is_float and type(data) is int):
             _number(data, loc, issues)
         return data
     if slot.is_list:

@@ -107,7 +107,7 @@ def number(value: Any) -> Any:
         value = plain_scalar(value.strip())
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"expected a number, found {show(value)}")
-    return float(value)
+    return value
 
 
 def truth(value: Any) -> bool:
