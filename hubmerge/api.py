@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubmerge import __version__
 from hubmerge.card import CardFacts, render_card
-from hubmerge.errors import BudgetError, HubMergeError, PlanError
+from hubmerge.errors import BudgetError, PlanError
 from hubmerge.hub import Hub
 from hubmerge.inputs import Fetch, Inputs, read_small
 from hubmerge.licenses import derive_license
 from hubmerge.lock import LOCK_NAME, build_lock, dumps, portable_recipe
 from hubmerge.output import FolderSink, Written
 from hubmerge.plan import Footprint, build_plan, footprint
-from hubmerge.publish import Publisher, PublishOptions
+from hubmerge.publish import Publisher, PublishOptions, ShardByShard
 from hubmerge.recipe import Recipe
 from hubmerge.resolve import pin_recipe
-from hubmerge.spec import OutputFile, Plan
+from hubmerge.spec import Plan
 
 if TYPE_CHECKING:
     from hubmerge.engine import Progress, Tuning
@@ -144,7 +141,7 @@ def report(recipe: Recipe, *, options: RunOptions | None = None, hub: Hub | None
     return PlanReport(
         plan=found,
         footprint=_footprint(found, tuning, remote),
-        license=license.label if license else None,
+        license=license,
         parameters=", ".join(f"{k}={v}" for k, v in found.params.model_dump().items()),
     )
 
@@ -213,7 +210,7 @@ def push(
         Inputs(planned, hub, options.fetch, options.max_disk_bytes) as inputs,
     ):
         clock.lap("plan_s")
-        sink = _ShardByShard(Path(folder), publisher, planned, options.max_disk_bytes)
+        sink = ShardByShard(Path(folder), publisher, planned, options.max_disk_bytes)
         _run(planned, inputs, sink, options, progress)
         clock.lap("merge_s")
         files = _companions(recipe, planned, hub, sink.written, publisher.repo)
@@ -228,37 +225,6 @@ def verify(target: str, *, hub: Hub | None = None) -> Report:
     from hubmerge.verify import verify as check
 
     return check(target, hub or Hub())
-
-
-def doctor(repo: str | None = None, *, hub: Hub | None = None) -> dict[str, Any]:
-    """Facts about this machine and token, and the first problem found, if any."""
-    import torch
-
-    from hubmerge.lock import environment
-
-    hub = hub or Hub()
-    disk = Path(hub.cache_dir)
-    while not disk.exists():
-        disk = disk.parent
-    facts: dict[str, Any] = {
-        "hubmerge": __version__,
-        **environment(),
-        "cores": _cores(),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "disk free": shutil.disk_usage(disk).free,
-        "cache": str(hub.cache_dir),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
-        "hub": hub.endpoint,
-        "token": "found" if hub.token() else "none",
-    }
-    try:
-        facts["user"] = hub.whoami() if hub.token() else "anonymous"
-        if repo is not None:
-            target = hub.check_write(repo)
-            facts["may publish to"] = f"{target.repo} ({'exists' if target.exists else 'will be created'})"
-    except HubMergeError as e:
-        facts["problem"], facts["next"] = e.message, e.hint
-    return facts
 
 
 # --- steps ------------------------------------------------------------------------------------------------------
@@ -282,40 +248,6 @@ class _Clock:
         return {**{k: round(v, 3) for k, v in self._laps.items()}, "total_s": round(self._last - self._start, 3)}
 
 
-class _ShardByShard:
-    """A sink that keeps at most one finished or unfinished shard on disk: each is uploaded before the next is begun."""
-
-    def __init__(self, folder: Path, publisher: Publisher, plan: Plan, max_disk_bytes: int | None) -> None:
-        self._folder = folder
-        self._publisher = publisher
-        self._room = threading.Semaphore(1)
-        self._stopped = threading.Event()
-        self.written: list[Written] = []
-        largest = max((o.size_bytes for o in plan.outputs), default=0)
-        free = shutil.disk_usage(folder).free
-        limit = free if max_disk_bytes is None else min(free, max_disk_bytes)
-        if largest > limit:
-            raise BudgetError(
-                f"{folder}: the largest shard takes {largest / 1e9:.2f} GB, {limit / 1e9:.2f} GB may be used",
-                hint="set a smaller output.shard_size (--shard-size), or TMPDIR to a larger disk",
-            )
-
-    def path(self, output: OutputFile) -> Path:
-        """Where to write the shard, once the one before is gone."""
-        self._room.acquire()
-        path = self._folder / output.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def finished(self, output: OutputFile, path: Path, sha256: str) -> None:
-        """Upload it and make room."""
-        try:
-            self._publisher.shard_done(path, output.path, sha256, output.size_bytes)
-            self.written.append(Written(output.path, output.size_bytes, sha256))
-        finally:
-            self._room.release()
-
-
 def _runnable(planned: Plan) -> Plan:
     errors = [p for p in planned.problems if p.severity == "error"]
     if errors:
@@ -325,7 +257,8 @@ def _runnable(planned: Plan) -> Plan:
     return planned
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -335,7 +268,7 @@ def _tuning(planned: Plan, options: RunOptions, *, remote: bool) -> Tuning:
 
     default = Tuning()
     chunk = options.chunk_elements or default.chunk_elements
-    workers = options.workers or _cores()
+    workers = options.workers or cores()
     piece = max(default.piece_elements // chunk, 1) * chunk
     limit = options.max_memory_bytes
     tuning = Tuning(workers=workers, chunk_elements=chunk, piece_elements=piece)

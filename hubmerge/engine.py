@@ -6,28 +6,21 @@ Every result is the same for any chunk size, number of workers and order of comp
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import logging
 import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from hubmerge.io.writer import ShardWriter
 from hubmerge.methods import get_method
+from hubmerge.ranking import GRAIN
 from hubmerge.reader import ChunkGroup, Scratch, Slot, Versions
-from hubmerge.spec import AdapterPart, ByteSource, LowRank, Method, OutputFile, Plan, TensorJob, TensorSpec
-
-log = logging.getLogger(__name__)
-
-GRAIN = 32768
-"""Chunks start at multiples of this many elements; methods sum over blocks of this size."""
-
+from hubmerge.schedule import Cancelled, Schedule
+from hubmerge.shipping import Outputs, Sink
+from hubmerge.spec import AdapterPart, ByteSource, LowRank, Method, Plan, TensorJob, TensorSpec
 
 class Sources(Protocol):
     """Where the engine gets bytes from."""
@@ -49,18 +42,6 @@ class Sources(Protocol):
         ...
 
 
-class Sink(Protocol):
-    """Where finished files go."""
-
-    def path(self, output: OutputFile) -> Path:
-        """Where to write this file; may wait until there is room for it."""
-        ...
-
-    def finished(self, output: OutputFile, path: Path, sha256: str) -> None:
-        """The file is whole and flushed."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """How to run; none of it changes a bit of the result."""
@@ -77,128 +58,6 @@ class Progress:
     done_bytes: int
     total_bytes: int
     output: str
-
-
-class Cancelled(Exception):  # noqa: N818 - control flow between workers, never seen outside
-    """Another worker failed or the user interrupted."""
-
-
-class Schedule:
-    """Callables run by several threads in order of priority; a running one may add more. The first exception stops all."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, ...], int, Callable[[Scratch], None]]] = []
-        self._condition = threading.Condition()
-        self._order = itertools.count()
-        self._busy = 0
-        self.error: BaseException | None = None
-
-    def add(self, priority: tuple[int, ...], work: Callable[[Scratch], None]) -> None:
-        """Queue work; lower priorities run first."""
-        with self._condition:
-            heapq.heappush(self._heap, (priority, next(self._order), work))
-            self._condition.notify()
-
-    def stop(self, error: BaseException) -> None:
-        """Let no further work start; the first error wins."""
-        with self._condition:
-            if self.error is None:
-                self.error = error
-            self._heap.clear()
-            self._condition.notify_all()
-
-    def run(self, workers: int) -> None:
-        """Work until nothing is queued or running; raises the first error."""
-        threads = [threading.Thread(target=self._work, name=f"merge {i}", daemon=True) for i in range(workers)]
-        for t in threads:
-            t.start()
-        try:
-            for t in threads:
-                while t.is_alive():
-                    t.join(0.2)
-        except BaseException as e:
-            self.stop(e)
-            for t in threads:
-                t.join()
-            raise
-        if self.error is not None:
-            raise self.error
-
-    def _next(self) -> Callable[[Scratch], None] | None:
-        with self._condition:
-            while not self._heap:
-                if self._busy == 0 or self.error is not None:
-                    self._condition.notify_all()
-                    return None
-                self._condition.wait()
-            self._busy += 1
-            return heapq.heappop(self._heap)[2]
-
-    def _work(self) -> None:
-        # One thread of torch per worker: parallelism is over chunks, and reductions must not depend on thread counts.
-        torch.set_num_threads(1)
-        scratch = Scratch()
-        with torch.inference_mode():
-            while (work := self._next()) is not None:
-                try:
-                    work(scratch)
-                except Cancelled:
-                    pass
-                except BaseException as e:  # noqa: BLE001 - handed to the thread that called run()
-                    self.stop(e)
-                finally:
-                    with self._condition:
-                        self._busy -= 1
-                        self._condition.notify_all()
-
-
-class Outputs:
-    """The writers of a run, opened when first needed and finished when their last byte is there."""
-
-    def __init__(self, plan: Plan, sink: Sink) -> None:
-        self._plan = plan
-        self._sink = sink
-        self._lock = threading.Lock()
-        self._locks = [threading.Lock() for _ in plan.outputs]
-        self._writers: dict[int, ShardWriter] = {}
-        self._left = [0] * len(plan.outputs)
-        for job in plan.jobs:
-            self._left[job.output] += job.end_byte - job.start_byte
-        self._empty = [o for o, left in enumerate(self._left) if left == 0]
-
-    def writer(self, output: int) -> ShardWriter:
-        """The writer of an output file; may wait for room."""
-        with self._locks[output]:
-            found = self._writers.get(output)
-            if found is None:
-                spec = self._plan.outputs[output]
-                found = self._writers[output] = ShardWriter(self._sink.path(spec), spec.size_bytes, spec.header)
-            return found
-
-    def written(self, output: int, start_byte: int, end_byte: int) -> None:
-        """Count a finished range; the last one ships the file."""
-        self.writer(output).mark(start_byte, end_byte)
-        with self._lock:
-            self._left[output] -= end_byte - start_byte
-            last = self._left[output] == 0
-        if last:
-            self.ship(output)
-
-    def ship(self, output: int) -> None:
-        """Finish a complete file and hand it to the sink."""
-        writer = self.writer(output)
-        sha256 = writer.finish()
-        self._sink.finished(self._plan.outputs[output], writer.path, sha256)
-
-    def ship_empty(self) -> None:
-        """Files without a single element are complete from the start."""
-        for output in self._empty:
-            self.ship(output)
-
-    def abort(self) -> None:
-        """Remove everything unfinished."""
-        for writer in self._writers.values():
-            writer.abort()
 
 
 class Engine:
@@ -394,7 +253,7 @@ class Engine:
             out = _cast(merged.reshape(-1), job, scratch)
             if not math.isfinite(float(out.sum(dtype=torch.float32))) and not bool(torch.isfinite(out).all()):
                 raise group.non_finite(self._label)
-            writer.write(job.start_byte + low * width, memoryview(out.view(torch.uint8).numpy()))
+            writer.write(job.start_byte + low * width, out.view(torch.uint8).numpy().data)
             low += n
         self._finished(job, start, stop)
 
@@ -410,7 +269,7 @@ class Engine:
             scratch.reset()
             values = slot.read(low, min(self.tuning.chunk_elements, stop - low), scratch)
             out = values if spec.dtype == job.dtype else values.to(job.dtype.torch)
-            writer.write(job.start_byte + low * job.dtype.nbytes, memoryview(out.view(torch.uint8).numpy()))
+            writer.write(job.start_byte + low * job.dtype.nbytes, out.view(torch.uint8).numpy().data)
         self._finished(job, start, stop)
 
     def _finished(self, job: TensorJob, start: int, stop: int) -> None:

@@ -146,7 +146,7 @@ class Inputs:
         if found is None:
             raw = torch.empty(spec.size_bytes, dtype=torch.uint8)
             if spec.size_bytes:
-                self.open(source, spec.file).read_into(spec.start_byte, memoryview(raw.numpy()))
+                self.open(source, spec.file).read_into(spec.start_byte, raw.numpy().data)
             found = raw.view(spec.dtype.torch).view(spec.shape)
             with self._lock:
                 self._loaded[source, spec.name] = found

@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import hubmerge
 from hubmerge import align, layout
+from hubmerge.matching import Aligned, Draft, align_adapter, align_full, check_models
 from hubmerge.methods import get_method
 from hubmerge.spec import (
     DTYPE_BY_TORCH_NAME,
@@ -32,38 +33,13 @@ if TYPE_CHECKING:
     from hubmerge.recipe import Recipe
 
 
-@dataclass(slots=True)
-class _Aligned:
-    """One model seen from the base's namespace."""
-
-    inputs: dict[str, TensorSpec | AdapterPart] = field(default_factory=dict)
-    heads: dict[str, TensorSpec] = field(default_factory=dict)
-    untied: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """What the steps of planning pass on to each other."""
-
-    recipe: Recipe
-    base: PinnedModel
-    models: tuple[PinnedModel, ...]
-    aligned: list[_Aligned] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    vocab_rows: int | None = None
-    n_layers: int = 0
-
-    def problem(self, severity: Any, message: str, hint: str | None = None) -> None:
-        self.problems.append(Problem(severity, message, hint))
-
-
 def build_plan(recipe: Recipe, base: PinnedModel, models: tuple[PinnedModel, ...]) -> Plan:
     """Decide everything. Problems of severity ``error`` are collected in the plan; running such a plan is refused."""
-    draft = _Draft(recipe, base, models)
+    draft = Draft(recipe, base, models)
     draft.n_layers = 1 + max((n for name in base.tensors if (n := align.layer_of(name)) is not None), default=-1)
-    _check_models(draft)
+    check_models(draft)
     for model in models:
-        draft.aligned.append(_align_adapter(draft, model) if model.adapter is not None else _align_full(draft, model))
+        draft.aligned.append(align_adapter(draft, model) if model.adapter is not None else align_full(draft, model))
     jobs = _model_jobs(draft)
     placed, outputs = layout.pack(jobs, recipe.output.shard_size)
     files = _small_files(draft, placed, outputs)
@@ -113,145 +89,10 @@ def _place(given: Input) -> Any:
     return None
 
 
-# --- alignment --------------------------------------------------------------------------------------------------
-
-
-def _check_models(draft: _Draft) -> None:
-    for note in [*draft.recipe.notes, *(n for m in draft.models for n in m.notes)]:
-        draft.problem("note", note)
-    base_type = draft.base.config.get("model_type")
-    for model in draft.models:
-        kind = model.config.get("model_type")
-        if model.adapter is None and base_type and kind and kind != base_type:
-            draft.problem("warning", f"{model.repo}: model_type is {kind!r}, the base's is {base_type!r}")
-    for name, spec in draft.base.tensors.items():
-        if spec.dtype.torch_name.startswith("float8"):
-            draft.problem(
-                "error",
-                f"{draft.base.repo}: tensor {name!r} is stored as {spec.dtype.name}, a quantised format",
-                "use the unquantised checkpoint",
-            )
-            break
-
-
-def _align_full(draft: _Draft, model: PinnedModel) -> _Aligned:
-    found = align.align(draft.base.tensors, model.tensors)
-    draft.problems += align.structure_problems(model.repo, draft.base.tensors, found)
-    out = _Aligned()
-    if found.prefix:
-        what = "without the prefix" if found.prefix.startswith("-") else "with the prefix"
-        draft.problem("note", f"{model.repo}: names are matched {what} {found.prefix[1:]!r}")
-    if not found.tensors:
-        return out
-    out.untied, repeated = align.untied_outputs(draft.base.tensors, draft.base.config, found.extra, model.config)
-    for name, spec in found.extra.items():
-        if name in out.untied:
-            out.inputs[name] = spec
-        elif name not in repeated and spec.dtype.mergeable:
-            _extra(draft, model, out, name, spec)
-    for name, spec in found.tensors.items():
-        _matched(draft, model, out, name, spec)
-    _tied_outputs(draft, model, out)
-    return out
-
-
-def _matched(draft: _Draft, model: PinnedModel, out: _Aligned, name: str, spec: TensorSpec) -> None:
-    base = draft.base.tensors[name]
-    if not draft.recipe.takes_part(name) or not base.dtype.mergeable:
-        return
-    if not spec.dtype.mergeable:
-        draft.problem(
-            "error",
-            f"{model.repo}: tensor {name!r} is stored as {spec.dtype.name}, the base's as {base.dtype.name}",
-            "use the unquantised checkpoint, or exclude the tensor",
-        )
-    elif spec.shape == base.shape:
-        out.inputs[name] = spec
-    elif align.is_vocabulary(name, base.shape, spec.shape):
-        if draft.recipe.vocab == "strict":
-            draft.problem(
-                "error",
-                f"tensor {name!r}: {base.shape[0]} vocabulary rows in {draft.base.repo}, {spec.shape[0]} in {model.repo}",
-                "set `vocab: base` to keep the base's rows, or `vocab: union` to keep rows beyond them",
-            )
-        out.inputs[name] = spec
-    elif align.is_head(name, spec.shape, model.config, draft.base.tensors):
-        out.heads[name] = spec
-    else:
-        draft.problem(
-            "error",
-            f"tensor {name!r}: shape {base.shape} in {draft.base.repo}, {spec.shape} in {model.repo}",
-            "leave that model out, or exclude the tensor: it is then copied from the base",
-        )
-
-
-def _extra(draft: _Draft, model: PinnedModel, out: _Aligned, name: str, spec: TensorSpec) -> None:
-    if not draft.recipe.takes_part(name):
-        return
-    if align.layer_of(name) is not None and not align.is_head(name, spec.shape, model.config, draft.base.tensors):
-        draft.problem(
-            "error",
-            f"{model.repo}: tensor {name!r} {spec.shape} is not in the base",
-            "use a fine-tune of the base with the same layers, or exclude the tensor",
-        )
-    else:
-        out.heads[name] = spec
-
-
-def _tied_outputs(draft: _Draft, model: PinnedModel, out: _Aligned) -> None:
-    """A model that ties its output embedding to its input merges the base's separate one from that input."""
-    if not align.is_language_model(model.config):
-        return
-    for name, base in draft.base.tensors.items():
-        source = None if name in out.inputs else align.tied_to(name, draft.base.tensors)
-        tied = out.inputs.get(source) if source else None
-        if isinstance(tied, TensorSpec) and tied.shape[1:] == base.shape[1:] and draft.recipe.takes_part(name):
-            out.inputs[name] = tied
-
-
-def _align_adapter(draft: _Draft, model: PinnedModel) -> _Aligned:
-    out = _Aligned()
-    names = {part.name: part for part in model.parts}
-    inner = {n: p for n, p in names.items() if p.kind != "replace"} or names
-    prefix = align.choose_prefix(draft.base.tensors, inner)
-    for name, part in names.items():
-        target = align.rename(name, prefix) if prefix and name not in draft.base.tensors else name
-        base = draft.base.tensors.get(target)
-        if part.kind == "replace":
-            spec = part.tensors[0]
-            if base is not None and spec.shape == base.shape:
-                out.inputs[target] = spec
-            elif base is None or align.is_head(target, spec.shape, model.config, draft.base.tensors):
-                out.heads[name] = spec
-            else:
-                draft.problem(
-                    "error", f"tensor {target!r}: shape {base.shape} in {draft.base.repo}, {spec.shape} in {model.repo}"
-                )
-        elif base is None and part.optional:
-            continue
-        elif base is None:
-            draft.problem(
-                "error",
-                f"{model.repo}: the adapter changes {name!r}, which the base {draft.base.repo} does not store",
-                "use the base the adapter was made for",
-            )
-        elif not part.fits(base.shape, transposed=align.is_transposed(target, base.shape, draft.base.config)):
-            draft.problem(
-                "error",
-                f"{model.repo}: the adapter is made for {target!r} of shape {part.shape}; in {draft.base.repo} it has {base.shape}",
-                "use the base the adapter was made for",
-            )
-        elif draft.recipe.takes_part(target):
-            out.inputs[target] = part
-    if not out.inputs and not any(p.severity == "error" for p in draft.problems):
-        draft.problem("error", f"{model.repo}: the adapter changes nothing in this base", "use the base it was made for")
-    return out
-
-
 # --- jobs -------------------------------------------------------------------------------------------------------
 
 
-def _model_jobs(draft: _Draft) -> list[TensorJob]:
+def _model_jobs(draft: Draft) -> list[TensorJob]:
     untied = {name: source for a in draft.aligned for name, source in a.untied.items()}
     if untied:
         draft.problem("note", f"{', '.join(untied)}: tied in the base, not in every model; kept as a tensor of its own")
@@ -264,21 +105,21 @@ def _model_jobs(draft: _Draft) -> list[TensorJob]:
     return jobs
 
 
-def _input(aligned: _Aligned, name: str, tied_source: str | None) -> Input:
+def _input(aligned: Aligned, name: str, tied_source: str | None) -> Input:
     found = aligned.inputs.get(name)
     if found is None and tied_source is not None:
         return aligned.inputs.get(tied_source)
     return found
 
 
-def _out_dtype(draft: _Draft, spec: TensorSpec) -> Dtype:
+def _out_dtype(draft: Draft, spec: TensorSpec) -> Dtype:
     if draft.recipe.dtype is None or not spec.dtype.mergeable:
         return spec.dtype
     return DTYPE_BY_TORCH_NAME[draft.recipe.dtype]
 
 
 def _tensor_jobs(
-    draft: _Draft, name: str, base: TensorSpec, inputs: tuple[Input, ...], index: int
+    draft: Draft, name: str, base: TensorSpec, inputs: tuple[Input, ...], index: int
 ) -> list[TensorJob]:
     shape = base.shape
     common: dict[str, Any] = {
@@ -300,14 +141,14 @@ def _tensor_jobs(
 
 
 def _row_jobs(
-    draft: _Draft, base: TensorSpec, inputs: tuple[Input, ...], settings: Settings, index: int, common: dict[str, Any]
+    draft: Draft, base: TensorSpec, inputs: tuple[Input, ...], settings: Settings, index: int, common: dict[str, Any]
 ) -> list[TensorJob]:
     """A vocabulary tensor whose row counts differ: one job for each range of rows that the same models have."""
     counts = {i.shape[0] for i in inputs if isinstance(i, TensorSpec)} | {base.shape[0]}
     top = max(counts) if draft.recipe.vocab == "union" else base.shape[0]
     draft.vocab_rows = top
     edges = [0, *sorted(c for c in counts if c < top), top]
-    jobs = []
+    jobs: list[TensorJob] = []
     for low, high in zip(edges, edges[1:], strict=False):
         part = tuple(_rows(i, low, high) if isinstance(i, TensorSpec) else i for i in inputs)
         own = _rows(base, low, high)
@@ -354,7 +195,7 @@ def _mean_settings(settings: Settings, part: tuple[Input, ...]) -> Settings:
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-def _small_files(draft: _Draft, jobs: Sequence[TensorJob], outputs: Sequence[OutputFile]) -> list[SmallFile]:
+def _small_files(draft: Draft, jobs: Sequence[TensorJob], outputs: Sequence[OutputFile]) -> list[SmallFile]:
     source = _tokenizer_source(draft)
     tokenizer = draft.base if source < 0 else draft.models[source]
     files = [f for f in layout.companions(draft.base, tokenizer, source) if f.path != "config.json"]
@@ -366,7 +207,7 @@ def _small_files(draft: _Draft, jobs: Sequence[TensorJob], outputs: Sequence[Out
     return [*files, index] if index else files
 
 
-def _tokenizer_source(draft: _Draft) -> int:
+def _tokenizer_source(draft: Draft) -> int:
     wanted = draft.recipe.tokenizer
     if wanted == "union":
         sizes = {m.config.get("vocab_size") for m in (draft.base, *draft.models) if m.adapter is None}
@@ -387,7 +228,7 @@ def _tokenizer_source(draft: _Draft) -> int:
     return source
 
 
-def _config_patch(draft: _Draft) -> dict[str, Any]:
+def _config_patch(draft: Draft) -> dict[str, Any]:
     patch: dict[str, Any] = {}
     config = draft.base.config
     if draft.recipe.dtype is not None and config.get("dtype", config.get("torch_dtype")) != draft.recipe.dtype:
@@ -401,7 +242,7 @@ def _config_patch(draft: _Draft) -> dict[str, Any]:
     return patch
 
 
-def _add_heads(draft: _Draft, jobs: list[TensorJob], outputs: list[OutputFile], files: list[SmallFile]) -> None:
+def _add_heads(draft: Draft, jobs: list[TensorJob], outputs: list[OutputFile], files: list[SmallFile]) -> None:
     """Keep what only one task has, in the dtype it has, next to the merged model."""
     for source, (model, aligned) in enumerate(zip(draft.models, draft.aligned, strict=True)):
         if not aligned.heads:

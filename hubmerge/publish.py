@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Self
 
 from hubmerge import __version__
 from hubmerge.errors import (
+    BudgetError,
     HubMergeError,
     IntegrityError,
     PublishError,
@@ -20,6 +22,8 @@ from hubmerge.errors import (
     UsageError,
 )
 from hubmerge.hub import Hub, StagedFile
+from hubmerge.output import Written
+from hubmerge.spec import OutputFile, Plan
 
 log = logging.getLogger(__name__)
 
@@ -244,3 +248,36 @@ class Publisher:
 def is_weight_file(path: str) -> bool:
     """Whether a file of a repository holds weights, or tells a loader where they are."""
     return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in _WEIGHTS)
+
+
+class ShardByShard:
+    """A sink that keeps at most one finished or unfinished shard on disk: each is uploaded before the next is begun."""
+
+    def __init__(self, folder: Path, publisher: Publisher, plan: Plan, max_disk_bytes: int | None) -> None:
+        self._folder = folder
+        self._publisher = publisher
+        self._room = threading.Semaphore(1)
+        self.written: list[Written] = []
+        largest = max((o.size_bytes for o in plan.outputs), default=0)
+        free = shutil.disk_usage(folder).free
+        limit = free if max_disk_bytes is None else min(free, max_disk_bytes)
+        if largest > limit:
+            raise BudgetError(
+                f"{folder}: the largest shard takes {largest / 1e9:.2f} GB, {limit / 1e9:.2f} GB may be used",
+                hint="set a smaller output.shard_size (--shard-size), or TMPDIR to a larger disk",
+            )
+
+    def path(self, output: OutputFile) -> Path:
+        """Where to write the shard, once the one before is gone."""
+        self._room.acquire()
+        path = self._folder / output.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def finished(self, output: OutputFile, path: Path, sha256: str) -> None:
+        """Upload it and make room."""
+        try:
+            self._publisher.shard_done(path, output.path, sha256, output.size_bytes)
+            self.written.append(Written(output.path, output.size_bytes, sha256))
+        finally:
+            self._room.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -53,7 +54,7 @@ class Slot:
         self.staged = torch.empty((stop - start) * width, dtype=torch.uint8)
         self.staged_from = start
         if stop > start:
-            self.source.read_into(self.spec.start_byte + start * width, memoryview(self.staged.numpy()))
+            self.source.read_into(self.spec.start_byte + start * width, self.staged.numpy().data)
 
     def read(self, start: int, n: int, scratch: Scratch) -> torch.Tensor:
         """Elements [start, start+n) in the stored dtype; read-only, shape (n,)."""
@@ -63,7 +64,7 @@ class Slot:
             return self.staged[low : low + n * dtype.nbytes].view(dtype.torch)
         raw = scratch.take(n * dtype.nbytes, torch.uint8)
         if n:
-            self.source.read_into(self.spec.start_byte + start * dtype.nbytes, memoryview(raw.numpy()))
+            self.source.read_into(self.spec.start_byte + start * dtype.nbytes, raw.numpy().data)
         return raw.view(dtype.torch)
 
 
@@ -169,7 +170,7 @@ class ChunkGroup(TensorGroup):
         """The error that says which input holds the first NaN or infinity of this chunk; -1 labels the base."""
         n = self._n
         self.move(self.start, n)
-        sources = [(-1, self._flat_base)] + [(i, lambda i=i: self.model(i)) for i in range(len(self))]  # type: ignore[misc]
+        sources = [(-1, self._flat_base)] + [(i, partial(self.model, i)) for i in range(len(self))]
         for i, values in sources:
             if i < 0 and self._versions.base is None:
                 continue

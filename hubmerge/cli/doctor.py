@@ -15,9 +15,9 @@ from hubmerge.errors import HubMergeError
 @_options.output_options
 def command(repo: str | None, as_json: bool, quiet: bool, verbose: int, debug: bool) -> None:
     """Show versions, memory, disk, the Hub's address and what the token may do."""
-    from hubmerge import api
+    from hubmerge.doctor import examine
 
-    facts = api.doctor(repo)
+    facts = examine(repo)
     if as_json:
         _output.json_data(facts)
     else:

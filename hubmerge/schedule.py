@@ -1,0 +1,85 @@
+"""Work for a few threads, in order of priority: what runs may queue more, and the first error stops all."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections.abc import Callable
+
+import torch
+
+from hubmerge.reader import Scratch
+
+
+class Cancelled(Exception):  # noqa: N818 - control flow between workers, never seen outside
+    """Another worker failed or the user interrupted."""
+
+
+class Schedule:
+    """Callables run by several threads in order of priority; a running one may add more. The first exception stops all."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[tuple[int, ...], int, Callable[[Scratch], None]]] = []
+        self._condition = threading.Condition()
+        self._order = itertools.count()
+        self._busy = 0
+        self.error: BaseException | None = None
+
+    def add(self, priority: tuple[int, ...], work: Callable[[Scratch], None]) -> None:
+        """Queue work; lower priorities run first."""
+        with self._condition:
+            heapq.heappush(self._heap, (priority, next(self._order), work))
+            self._condition.notify()
+
+    def stop(self, error: BaseException) -> None:
+        """Let no further work start; the first error wins."""
+        with self._condition:
+            if self.error is None:
+                self.error = error
+            self._heap.clear()
+            self._condition.notify_all()
+
+    def run(self, workers: int) -> None:
+        """Work until nothing is queued or running; raises the first error."""
+        threads = [threading.Thread(target=self._work, name=f"merge {i}", daemon=True) for i in range(workers)]
+        for t in threads:
+            t.start()
+        try:
+            for t in threads:
+                while t.is_alive():
+                    t.join(0.2)
+        except BaseException as e:
+            self.stop(e)
+            for t in threads:
+                t.join()
+            raise
+        if self.error is not None:
+            raise self.error
+
+    def _next(self) -> Callable[[Scratch], None] | None:
+        with self._condition:
+            while not self._heap:
+                if self._busy == 0 or self.error is not None:
+                    self._condition.notify_all()
+                    return None
+                self._condition.wait()
+            self._busy += 1
+            return heapq.heappop(self._heap)[2]
+
+    def _work(self) -> None:
+        # One thread of torch per worker: parallelism is over chunks, and reductions must not depend on thread counts.
+        torch.set_num_threads(1)
+        scratch = Scratch()
+        with torch.inference_mode():
+            while (work := self._next()) is not None:
+                try:
+                    work(scratch)
+                except Cancelled:
+                    pass
+                except BaseException as e:  # noqa: BLE001 - handed to the thread that called run()
+                    self.stop(e)
+                finally:
+                    with self._condition:
+                        self._busy -= 1
+                        self._condition.notify_all()

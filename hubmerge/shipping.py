@@ -1,0 +1,71 @@
+"""The output files of a run: opened when first needed, shipped when their last byte is there."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Protocol
+
+from hubmerge.io.writer import ShardWriter
+from hubmerge.spec import OutputFile, Plan
+
+
+class Sink(Protocol):
+    """Where finished files go."""
+
+    def path(self, output: OutputFile) -> Path:
+        """Where to write this file; may wait until there is room for it."""
+        ...
+
+    def finished(self, output: OutputFile, path: Path, sha256: str) -> None:
+        """The file is whole and flushed."""
+        ...
+
+
+class Outputs:
+    """The writers of a run, opened when first needed and finished when their last byte is there."""
+
+    def __init__(self, plan: Plan, sink: Sink) -> None:
+        self._plan = plan
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in plan.outputs]
+        self._writers: dict[int, ShardWriter] = {}
+        self._left = [0] * len(plan.outputs)
+        for job in plan.jobs:
+            self._left[job.output] += job.end_byte - job.start_byte
+        self._empty = [o for o, left in enumerate(self._left) if left == 0]
+
+    def writer(self, output: int) -> ShardWriter:
+        """The writer of an output file; may wait for room."""
+        with self._locks[output]:
+            found = self._writers.get(output)
+            if found is None:
+                spec = self._plan.outputs[output]
+                found = self._writers[output] = ShardWriter(self._sink.path(spec), spec.size_bytes, spec.header)
+            return found
+
+    def written(self, output: int, start_byte: int, end_byte: int) -> None:
+        """Count a finished range; the last one ships the file."""
+        self.writer(output).mark(start_byte, end_byte)
+        with self._lock:
+            self._left[output] -= end_byte - start_byte
+            last = self._left[output] == 0
+        if last:
+            self.ship(output)
+
+    def ship(self, output: int) -> None:
+        """Finish a complete file and hand it to the sink."""
+        writer = self.writer(output)
+        sha256 = writer.finish()
+        self._sink.finished(self._plan.outputs[output], writer.path, sha256)
+
+    def ship_empty(self) -> None:
+        """Files without a single element are complete from the start."""
+        for output in self._empty:
+            self.ship(output)
+
+    def abort(self) -> None:
+        """Remove everything unfinished."""
+        for writer in self._writers.values():
+            writer.abort()
