@@ -1,0 +1,87 @@
+"""The random bits: published test vectors, random access, and the statistics they are used for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubmerge.rng import bernoulli, lanes, realised, stream_key, threshold, words
+
+ONES = (1 << 64) - 1
+PI = [0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89]
+# Known answers of Random123 for philox4x64-10: counter, key, output.
+KNOWN = [
+    ([0] * 4, (0, 0), [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]),
+    ([ONES] * 4, (ONES, ONES), [0x87B092C3013FE90B, 0x438C3C67BE8D0224, 0x9CC7D7C69CD777B6, 0xA09CAEBF594F0BA0]),
+    (
+        PI,
+        (0x452821E638D01377, 0xBE5466CF34E90C6C),
+        [0xA528F45403E61D95, 0x38C72DBD566E9788, 0xA5A1610E72FD18B5, 0x57BD43B5E52B7FE6],
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_numpy_philox_is_the_published_one(counter: list[int], key: tuple[int, int], expected: list[int]) -> None:
+    before = (sum(word << 64 * i for i, word in enumerate(counter)) - 1) % (1 << 256)
+    generator = np.random.Philox(key=np.array(key, np.uint64), counter=before)
+    assert generator.random_raw(4).tolist() == expected
+
+
+def test_block_b_is_the_output_for_counter_b_plus_1() -> None:
+    key = (0x452821E638D01377, 0xBE5466CF34E90C6C)
+    one = np.random.Philox(key=np.array(key, np.uint64), counter=6).random_raw(4)
+    assert words(key, 24, 4).tolist() == one.tolist()
+    word = int(one[1])
+    assert lanes(key, (6 * 4 + 1) * 4, 4).tolist() == [(word >> 16 * j) & 0xFFFF for j in range(4)]
+
+
+def test_streams_never_change() -> None:
+    key = stream_key(0, "a", "t")
+    assert key == (0xFCB920655C68CA89, 0xDE87A379A684911D)
+    assert words(key, 0, 3).tolist() == [0x7C074C47C7E2C5B1, 0x858C054AD4BA0ED5, 0x3C69C4041BB7323C]
+    assert lanes(key, 0, 8).tolist() == [50609, 51170, 19527, 31751, 3797, 54458, 1354, 34188]
+
+
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_any_range_can_be_computed_alone(start: int, count: int) -> None:
+    key = stream_key(7, "x")
+    assert lanes(key, start, count).tolist() == lanes(key, 0, 6000)[start : start + count].tolist()
+
+
+def test_far_positions_are_as_cheap_as_near_ones() -> None:
+    key = stream_key(7, "x")
+    assert lanes(key, 10**12 + 5, 3).tolist() == lanes(key, 10**12, 8)[5:].tolist()
+
+
+@given(st.lists(st.one_of(st.integers(-5, 99), st.text("ab1", max_size=3)), max_size=4), st.data())
+def test_different_parts_have_different_keys(parts: list[int | str], data: st.DataObject) -> None:
+    other = data.draw(st.lists(st.one_of(st.integers(-5, 99), st.text("ab1", max_size=3)), max_size=4))
+    same = [(type(p), p) for p in parts] == [(type(p), p) for p in other]
+    assert (stream_key(*parts) == stream_key(*other)) == same
+
+
+@given(st.floats(2**-16, 1.0))
+def test_a_realised_probability_is_within_its_resolution(p: float) -> None:
+    assert abs(realised(p) - p) <= 2**-17
+
+
+def test_the_ends_are_exact() -> None:
+    key = stream_key(0)
+    assert not bernoulli(key, 0, 10_000, 0.0).any()
+    assert bernoulli(key, 0, 200_000, 1.0).all()
+    assert threshold(1e-9) == 1
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_frequencies_and_neighbours_are_those_of_independent_events(p: float) -> None:
+    n = 1 << 20
+    events = bernoulli(stream_key(3, "task", "tensor"), 0, n, p)
+    deviation = (p * (1 - p) / n) ** 0.5
+    assert abs(events.mean() - p) < 5 * deviation
+    both = (events[1:] & events[:-1]).mean()
+    assert abs(both - p * p) < 5 * (p * p * (1 - p * p) / n) ** 0.5 * 2
+    other = bernoulli(stream_key(3, "task", "other"), 0, n, p)
+    assert abs((events & other).mean() - p * p) < 5 * (p * p * (1 - p * p) / n) ** 0.5
