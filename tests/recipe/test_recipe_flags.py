@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from hubmerge.errors import RecipeError, UnknownMethodError
-from hubmerge.recipe import Recipe
+from hubmerge.recipe import Card, Recipe
+from hubmerge.recipe.mergekit.methods import METHODS, REFUSED_METHODS
 
 
 def test_flags_and_file_mean_the_same() -> None:
@@ -92,3 +95,13 @@ def test_import_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_examples_of_the_documentation_are_recipes() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text(encoding="utf-8")
+    own, foreign = [Recipe.loads(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
+    assert own.names == ("base-math", "code", "my-adapter")
+    assert foreign.compat == "mergekit"
+    documented = set(re.findall(r"`([a-z_]+)[`.]", text))
+    assert Recipe.model_fields.keys() | Card.model_fields.keys() <= documented
+    assert {*METHODS, *REFUSED_METHODS} <= documented

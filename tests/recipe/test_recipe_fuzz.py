@@ -12,13 +12,20 @@ from hypothesis import strategies as st
 from hubmerge.errors import RecipeError
 from hubmerge.recipe import Recipe
 
-KEYS = st.sampled_from(
-    [*Recipe.model_fields, *"repo revision name weight density t match value model path filter".split()]
+NAMES = ("repo", "revision", "name", "weight", "density", "t", "match", "value", "model", "path", "filter")
+FOREIGN = (
+    "merge_method",
+    "base_model",
+    "models",
+    "slices",
+    "sources",
+    "layer_range",
+    "parameters",
+    "normalize",
+    "lora",
 )
-MERGEKIT_KEYS = st.sampled_from(
-    "merge_method models slices sources layer_range base_model parameters weight density normalize t model path revision "
-    "lora filter value dtype tokenizer_source name".split()
-)
+KEYS = st.sampled_from([*Recipe.model_fields, *NAMES])
+MERGEKIT_KEYS = st.sampled_from([*FOREIGN, *NAMES, "dtype", "tokenizer_source"])
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -55,7 +62,7 @@ def trees(keys: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.dictionaries(KEYS, trees(KEYS), max_size=6), st.sampled_from(["ties", "linear", "model_stock"]))
 def test_any_data(data: dict[str, Any], method: str) -> None:
     for recipe in (data, {"models": [{"repo": "org/a"}]} | data | {"method": method}):
@@ -63,7 +70,7 @@ def test_any_data(data: dict[str, Any], method: str) -> None:
             Recipe.from_data(recipe).normalized()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     st.dictionaries(MERGEKIT_KEYS, trees(MERGEKIT_KEYS), max_size=6), st.sampled_from(["ties", "linear", "slerp", 3])
 )
@@ -74,7 +81,7 @@ def test_any_mergekit_data(data: dict[str, Any], method: Any) -> None:
             Recipe.from_data({**recipe, "merge_method": method}).normalized()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(st.sampled_from(" \n\t-:{}[]&*!|>'\"%@`#,?ab1.~"), max_size=40))
 def test_any_text(text: str) -> None:
     with suppress(RecipeError):
