@@ -22,6 +22,7 @@ from hubmerge.schedule import Cancelled, Schedule
 from hubmerge.shipping import Outputs, Sink
 from hubmerge.spec import AdapterPart, ByteSource, LowRank, Method, Plan, TensorJob, TensorSpec
 
+
 class Sources(Protocol):
     """Where the engine gets bytes from."""
 
@@ -57,7 +58,8 @@ class Progress:
 
     done_bytes: int
     total_bytes: int
-    output: str
+    finished: str | None = None
+    """The output file that this piece completed."""
 
 
 class Engine:
@@ -83,6 +85,7 @@ class Engine:
         self._done_bytes = 0
         self._total_bytes = sum(j.end_byte - j.start_byte for j in plan.jobs)
         self._method = get_method(plan.method)
+        self._remote = any(sources.is_remote(s) for s in range(-1, len(plan.models)))
 
     def run(self) -> None:
         """Produce every output file.
@@ -104,10 +107,8 @@ class Engine:
             raise
 
     def _run_schedule(self) -> None:
-        workers = self.tuning.workers
-        if any(self.sources.is_remote(s) for s in range(-1, len(self.plan.models))):
-            workers = max(workers, 4)  # some wait for the network while others compute
-        self._schedule.run(workers)
+        # Over a network some workers wait while others compute.
+        self._schedule.run(max(self.tuning.workers, 4) if self._remote else self.tuning.workers)
 
     # --- statistics -----------------------------------------------------------------------------------------
 
@@ -135,10 +136,15 @@ class Engine:
         left = itertools.count(sum(1 for _ in self._pieces(job)) - 1, -1)
 
         def observe(scratch: Scratch, job: TensorJob, start: int, stop: int) -> None:
-            group = self._group(job, start, stop, scratch)
             mine = _Total()
-            for _ in self._chunks(group, start, stop):
-                mine.add(method.observe(group, p, stats))
+            wanted = [c for c in self._chunks(job, start, stop) if stats.wants(job.name, *c)]
+            if wanted:
+                # A pass that samples reads its few chunks by themselves, even where small reads are dear.
+                few = 4 * sum(b - a for a, b in wanted) < stop - start
+                group = self._group(job, start, stop, scratch, stage=not few)
+                for a, b in wanted:
+                    self._move(group, a, b)
+                    mine.add(method.observe(group, p, stats))
             with self._lock:
                 total.add(mine.value)
                 last = next(left) == 0
@@ -190,24 +196,26 @@ class Engine:
     def _add_merge(self, job: TensorJob, stats: Any | None) -> None:
         self._add_pieces(job, lambda scratch, job, start, stop: self._merge(scratch, job, start, stop, stats))
 
-    def _chunks(self, group: ChunkGroup, start: int, stop: int) -> Iterator[int]:
-        """Move the group over a piece; yields the number of elements each time."""
+    def _chunks(self, job: TensorJob, start: int, stop: int) -> list[tuple[int, int]]:
+        """The ranges of a piece that are worked on at once."""
+        if job.action == "merge" and self._method_of(job).unit == "matrix":
+            return [(start, stop)]
+        size = self.tuning.chunk_elements
+        return [(low, min(low + size, stop)) for low in range(start, stop, size)]
+
+    def _move(self, group: ChunkGroup, start: int, stop: int) -> None:
+        """Point a group at a chunk, unless the run has been stopped."""
+        self._check_stopped()
         if self._method_of(group.job).unit == "matrix":
-            self._check_stopped()
             group.whole()
-            yield stop - start
-            return
-        for low in range(start, stop, self.tuning.chunk_elements):
-            self._check_stopped()
-            n = min(self.tuning.chunk_elements, stop - low)
-            group.move(low, n)
-            yield n
+        else:
+            group.move(start, stop - start)
 
     def _check_stopped(self) -> None:
         if self._schedule.error is not None:
             raise Cancelled
 
-    def _group(self, job: TensorJob, start: int, stop: int, scratch: Scratch) -> ChunkGroup:
+    def _group(self, job: TensorJob, start: int, stop: int, scratch: Scratch, *, stage: bool = True) -> ChunkGroup:
         base = Slot(job.base, self.sources.open(-1, job.base.file)) if job.base is not None else None
         models: list[Slot | torch.Tensor | None] = []
         factors: list[LowRank | None] = []
@@ -224,7 +232,7 @@ class Engine:
             else:
                 models.append(None)
         versions = Versions(job, base, tuple(models), tuple(factors), compute)
-        if any(self.sources.is_remote(s) for s in range(-1, len(self.plan.models))):
+        if stage and self._remote:
             versions.stage(start, stop)
         assert job.settings is not None
         return ChunkGroup(self.plan, versions, job.settings, scratch)
@@ -241,10 +249,9 @@ class Engine:
         method = self._method_of(job)
         group = self._group(job, start, stop, scratch)
         writer = self._outputs.writer(job.output)
-        width = job.dtype.nbytes
-        low = start
         assert job.settings is not None
-        for n in self._chunks(group, start, stop):
+        for a, b in self._chunks(job, start, stop):
+            self._move(group, a, b)
             merged = method.merge(group, job.settings.params, stats)
             if isinstance(merged, LowRank):
                 merged = group.base() + merged.dense()
@@ -253,8 +260,7 @@ class Engine:
             out = _cast(merged.reshape(-1), job, scratch)
             if not math.isfinite(float(out.sum(dtype=torch.float32))) and not bool(torch.isfinite(out).all()):
                 raise group.non_finite(self._label)
-            writer.write(job.start_byte + low * width, out.view(torch.uint8).numpy().data)
-            low += n
+            writer.write(job.start_byte + a * job.dtype.nbytes, out.view(torch.uint8).numpy().data)
         self._finished(job, start, stop)
 
     def _copy(self, scratch: Scratch, job: TensorJob, start: int, stop: int) -> None:
@@ -264,21 +270,21 @@ class Engine:
         if self.sources.is_remote(job.source):
             slot.stage(start, stop)
         writer = self._outputs.writer(job.output)
-        for low in range(start, stop, self.tuning.chunk_elements):
+        for a, b in self._chunks(job, start, stop):
             self._check_stopped()
             scratch.reset()
-            values = slot.read(low, min(self.tuning.chunk_elements, stop - low), scratch)
+            values = slot.read(a, b - a, scratch)
             out = values if spec.dtype == job.dtype else values.to(job.dtype.torch)
-            writer.write(job.start_byte + low * job.dtype.nbytes, out.view(torch.uint8).numpy().data)
+            writer.write(job.start_byte + a * job.dtype.nbytes, out.view(torch.uint8).numpy().data)
         self._finished(job, start, stop)
 
     def _finished(self, job: TensorJob, start: int, stop: int) -> None:
         width = job.dtype.nbytes
         with self._lock:
             self._done_bytes += (stop - start) * width
-            progress = Progress(self._done_bytes, self._total_bytes, self.plan.outputs[job.output].path)
-        self._outputs.written(job.output, job.start_byte + start * width, job.start_byte + stop * width)
-        self._progress(progress)
+            done = self._done_bytes
+        whole = self._outputs.written(job.output, job.start_byte + start * width, job.start_byte + stop * width)
+        self._progress(Progress(done, self._total_bytes, self.plan.outputs[job.output].path if whole else None))
 
     def _label(self, source: int) -> str:
         model = self.plan.pinned(source)
@@ -292,6 +298,8 @@ class _Total:
         self.value: Any = None
 
     def add(self, part: Any) -> None:
+        if part is None:
+            return
         if self.value is None:
             self.value = part
         else:

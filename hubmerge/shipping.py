@@ -45,14 +45,15 @@ class Outputs:
                 found = self._writers[output] = ShardWriter(self._sink.path(spec), spec.size_bytes, spec.header)
             return found
 
-    def written(self, output: int, start_byte: int, end_byte: int) -> None:
-        """Count a finished range; the last one ships the file."""
+    def written(self, output: int, start_byte: int, end_byte: int) -> bool:
+        """Count a finished range; the last one ships the file. Returns whether it did."""
         self.writer(output).mark(start_byte, end_byte)
         with self._lock:
             self._left[output] -= end_byte - start_byte
             last = self._left[output] == 0
         if last:
             self.ship(output)
+        return last
 
     def ship(self, output: int) -> None:
         """Finish a complete file and hand it to the sink."""

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -102,21 +101,13 @@ def progress(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
         with _bar() as callback:
             yield callback
     else:
-        yield _Lines()
+        yield _line
 
 
-class _Lines:
-    """One line whenever the output moves on to another file, for logs of CI runs."""
-
-    def __init__(self) -> None:
-        self._file = ""
-        self._lock = threading.Lock()
-
-    def __call__(self, p: Progress) -> None:
-        with self._lock:
-            if p.output != self._file:
-                self._file = p.output
-                note(f"writing {p.output} ({100 * p.done_bytes // max(p.total_bytes, 1)}% of {size(p.total_bytes)} done)")
+def _line(p: Progress) -> None:
+    """One line for each finished file, for logs of CI runs."""
+    if p.finished:
+        note(f"finished {p.finished} ({100 * p.done_bytes // max(p.total_bytes, 1)}% of {size(p.total_bytes)})")
 
 
 @contextmanager
@@ -130,6 +121,6 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         task = bar.add_task("merging", total=None)
 
         def update(p: Progress) -> None:
-            bar.update(task, description=p.output, completed=p.done_bytes, total=p.total_bytes)
+            bar.update(task, completed=p.done_bytes, total=p.total_bytes)
 
         yield update
