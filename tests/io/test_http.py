@@ -50,12 +50,18 @@ class Opener:
         url = f"{self.hub.endpoint}/local/m/resolve/main/{path}"
         auth = {"Authorization": f"Bearer {self.hub.token}"}
 
+        known: list[Location] = []
+
         def locate(stale: Location | None) -> Location:
+            if known and known[-1] is not stale:
+                return known[-1]
             self.located += 1
             response = self.client.head(url, headers=auth, follow_redirects=False)
             if "location" in response.headers:
-                return Location(response.headers["location"], int(response.headers["x-linked-size"]))
-            return Location(url, int(response.headers["content-length"]), headers=auth)
+                known.append(Location(response.headers["location"], int(response.headers["x-linked-size"])))
+            else:
+                known.append(Location(url, int(response.headers["content-length"]), headers=auth))
+            return known[-1]
 
         return locate
 
