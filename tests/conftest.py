@@ -48,6 +48,8 @@ def _point_client_at(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
+    if "transformers.utils.hub" in sys.modules:
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # made anew with the new address
 
 
 def _forget_clients() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -37,7 +38,7 @@ class AdminMiddleware:
         try:
             payload = json.loads(body) if body else {}
             response = self._answer(request.method, scope["path"].removeprefix("/_admin/"), payload)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, re.error) as error:
             response = JSONResponse({"error": str(error)}, status_code=400)
         await response(scope, receive, send)
 

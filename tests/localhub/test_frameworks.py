@@ -8,6 +8,8 @@ from huggingface_hub import HfApi
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from hubmerge.localhub import LocalHub
+
 
 def tiny_llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
@@ -42,7 +44,7 @@ def test_a_model_can_be_loaded_from_a_pull_request(api: HfApi):
     assert same_weights(model, AutoModelForCausalLM.from_pretrained("local/tiny", revision="refs/pr/1"))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_an_adapter_survives_push_and_pull(api: HfApi):
     tiny_llama().push_to_hub("local/tiny")
     base = AutoModelForCausalLM.from_pretrained("local/tiny")
@@ -54,9 +56,11 @@ def test_an_adapter_survives_push_and_pull(api: HfApi):
     assert torch.equal(tuned(ids).logits, loaded(ids).logits)
 
 
-def test_private_models_need_the_token(api: HfApi, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_private_models_need_the_token(api: HfApi, hub: LocalHub, monkeypatch: pytest.MonkeyPatch):
     tiny_llama().push_to_hub("local/secret", private=True)
-    assert AutoConfig.from_pretrained("local/secret").hidden_size == 32
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(OSError, match="local/secret"):
-        AutoConfig.from_pretrained("local/secret", force_download=True)
+        AutoConfig.from_pretrained("local/secret")
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert AutoConfig.from_pretrained("local/secret").hidden_size == 32

