@@ -57,7 +57,7 @@ _TEXT_TO_TEXT = (
 _SPEECH_TO_TEXT = ("moonshine", "speech_to_text", "whisper")
 _DECODERS = ("ctrl", "gpt2", "gpt-sw3", "openai-gpt")
 _NOT_BARE = re.compile(r"(LMHead|Heads|Decoder|Encoder|MT|Text|Tracker|^EdgeTam|^Sam\d?)Model$")
-_CLASS = re.compile(r"[A-Za-z][A-Za-z0-9_]{1,99}", re.ASCII)
+_CLASS = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}", re.ASCII)
 _AUTO_CLASS = re.compile(r"AutoModel(For[A-Z][A-Za-z0-9]{1,60})?", re.ASCII)
 
 

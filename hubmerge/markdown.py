@@ -19,6 +19,7 @@ _JOINERS = "\u200c\u200d"
 _SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _BLOCK_START = re.compile(r"([#+=-]|\d{1,9}(?=[.)](\s|$)))")
+_HEADING_END = re.compile(r"(?<=\s)(#+)$")
 _TAG_START = re.compile(r"<(?=[A-Za-z/!?])")
 _FENCE = re.compile(r"(`{3,}|~{3,})([^`]*)")
 _LONG_RUN = re.compile(r"`{3,}|~{3,}")
@@ -79,6 +80,7 @@ def escape(text: str) -> Markup:
     """One line of plain text, such that Markdown and HTML show just these characters."""
     line = _SPECIAL.sub(lambda m: "\\" + m[0], one_line(text))
     line = re.sub("[&<>]", lambda m: _HTML[m[0]], line)
+    line = _HEADING_END.sub(r"\\\1", line)
     start = _BLOCK_START.match(line)
     if start:
         at = 0 if len(start[0]) == 1 and not start[0].isdigit() else start.end()

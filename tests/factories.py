@@ -55,7 +55,7 @@ def pinned(
     )
 
 
-def recipe(base: PinnedModel, models: Sequence[PinnedModel], **keys: Any) -> Recipe:
+def recipe(base: PinnedModel, models: Sequence[PinnedModel], /, **keys: Any) -> Recipe:
     """A recipe that names these models."""
     entries = [{"repo": m.repo, "name": m.name, "parameters": {"weight": 0.5 + i}} for i, m in enumerate(models)]
     return Recipe.from_data({"method": "task_arithmetic", "base": base.repo, "models": entries} | keys)
