@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import TYPE_CHECKING, Any
 
 from hubmerge.recipe.refs import default_name
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
     from hubmerge.recipe.recipe import Recipe
     from hubmerge.recipe.schema import ModelEntry
 
-_YAML_1_1_WORDS = ("yes", "no", "on", "off", "y", "n")
+# Any reader, of YAML 1.1 as well, takes these for the text they are; everything else is quoted.
+_PLAIN = re.compile(r"(?:(?:[A-Za-z]|\.{1,2}/|/|~/)[\w./@~ -]*[\w./~-]|[A-Za-z]|\d+[KMGT]B)", re.ASCII)
+_WORDS = ("yes", "no", "on", "off", "y", "n", "true", "false", "null")
+_BLOCK = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?\n|\n)*(?:[!-~](?:[ -~]*[!-~])?)?\n?")
 
 
 def normalized(recipe: Recipe, parameters: Parameters) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def format_size(size_bytes: int) -> int | str:
 def _dump(data: dict[str, Any]) -> str:
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedSeq
-    from ruamel.yaml.scalarstring import SingleQuotedScalarString
+    from ruamel.yaml.scalarstring import LiteralScalarString, SingleQuotedScalarString
 
     def styled(value: Any) -> Any:
         if isinstance(value, dict):
@@ -105,8 +109,11 @@ def _dump(data: dict[str, Any]) -> str:
             if all(not isinstance(v, dict | list) for v in value):
                 items.fa.set_flow_style()
             return items
-        # Readers of YAML 1.1 would take these words for booleans.
-        return SingleQuotedScalarString(value) if isinstance(value, str) and value.lower() in _YAML_1_1_WORDS else value
+        if not isinstance(value, str):
+            return value
+        if "\n" in value and _BLOCK.fullmatch(value):
+            return LiteralScalarString(value)
+        return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS else SingleQuotedScalarString(value)
 
     yaml = YAML(typ="rt", pure=True)
     yaml.width = 120
