@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-FINE_TUNES = ("ft-a", "ft-b", "ft-c")
+FINE_TUNES = {"ft-a": 0.5, "ft-b": 0.3, "ft-c": 0.2}
+"""The models that are merged, in order, each with its weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +38,17 @@ class Case:
 
     def _shared(self, models: Path) -> list[str]:
         lines = [f"merge_method: {self.method}", "models:"]
-        for name in FINE_TUNES:
-            lines += [f"  - model: {models / name}", "    parameters: {weight: 0.4}"]
+        for name, weight in FINE_TUNES.items():
+            lines += [f"  - model: {models / name}", f"    parameters: {{weight: {weight}}}"]
         return lines + ([f"base_model: {models / 'base'}"] if self.uses_base else [])
 
     def _own(self, models: Path) -> list[str]:
         lines = [f"method: {self.method}", f"base: {models / 'base'}", "models:"]
-        return lines + [f"  - {{repo: {models / name}, weight: 0.4}}" for name in FINE_TUNES]
+        return lines + [f"  - {{repo: {models / name}, weight: {w}}}" for name, w in FINE_TUNES.items()]
 
     def inputs(self, models: Path) -> list[Path]:
         """The weight files that have to be read."""
-        names = (("base",) if self.uses_base else ()) + FINE_TUNES
+        names = (*(("base",) if self.uses_base else ()), *FINE_TUNES)
         return [file for name in names for file in sorted((models / name).glob("*.safetensors"))]
 
 

@@ -1,6 +1,7 @@
 """The floor under any merge: read the input bytes, write as many bytes as the output has, and do nothing else.
 
-``python benchmarks/floor.py --threads 2 --write-bytes 2200119864 --out FILE INPUT...`` prints ``{"seconds": …, "fsync_s": …}``; flushing to disk is timed by itself, after the figure.
+``python benchmarks/floor.py --threads 2 --write-bytes 2200119864 --out FILE INPUT...`` prints
+``{"seconds": …, "fsync_s": …}``; flushing to disk is timed by itself, after the figure.
 """
 
 from __future__ import annotations

@@ -64,6 +64,8 @@ SHAPES = {
     "quick": Shape(256, 704, 12, 8, 4, 32000, 20_000_000),
     # Small enough for distinct multiples of 2**-27, float32: both tools must agree to rounding.
     "check": Shape(128, 352, 4, 8, 4, 512, 1_000_000, dtype="float32", distinct=True),
+    # As large, in the dtype that models come in: equal magnitudes abound, and rounding shows.
+    "check-bf16": Shape(128, 352, 4, 8, 4, 512, 1_000_000),
 }
 
 

@@ -183,12 +183,12 @@ def machine(mergekit_versions: str, *, quick: bool) -> dict[str, str]:
     version = subprocess.run(probe, capture_output=True, text=True, check=True, cwd=root).stdout.strip()
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    size = "25 million parameters (speeds mean nothing)" if quick else "1.1 billion parameters"
+    size = "25 million parameters, for which speeds mean nothing" if quick else "1.1 billion parameters"
     return {
         "machine": f"{_cpu_name()}, {cores} cores, {memory_bytes / 2**30:.0f} GiB, {platform.system()}",
         "hubmerge": f"{version} torch {importlib.metadata.version('torch')} Python {platform.python_version()}",
         "mergekit": mergekit_versions.removeprefix("mergekit "),
-        "models": f"Llama-shaped base ({size}, bfloat16, sharded) and three fine-tunes, random weights",
+        "models": f"Llama-shaped base and three fine-tunes, random weights, bfloat16, sharded; {size} each",
     }
 
 

@@ -133,13 +133,13 @@ def say(line: str, counted: bool) -> None:
 
 
 def check(bench: Bench, chosen: list[Case]) -> bool:
-    """Whether both tools compute the same float32 numbers; reports bfloat16 beside it."""
-    models = bench.models("check")
+    """Whether both tools compute the same float32 numbers; reports bfloat16, where rounding differs, beside it."""
+    checks = (("float32", bench.models("check")), ("bfloat16", bench.models("check-bf16")))
     good = True
     for case in chosen:
         if case.name not in CHECKED:
             continue
-        for dtype in ("float32", "bfloat16"):
+        for dtype, models in checks:
             recipe = bench.write_recipe(replace(case, name=f"{case.name}-{dtype}"), models, dtype)
             with bench.folder("mergekit") as a, bench.folder("hubmerge") as b:
                 bench.merge("mergekit", recipe, a)
