@@ -1,9 +1,9 @@
 """Exact selection of the k largest magnitudes of a whole model, or of one tensor, in streaming passes.
 
-A pass counts the patterns above a window and those inside it by bins; the window shrinks until a bin is a single pattern:
-the threshold. The first passes look at a sample only and merely guess a narrow window: a guess that misses costs another
-pass, never exactness. Exactly k elements are selected: where only a part of the ties at the threshold is, a pass counts
-them per grain, and the grain in which they run out is resolved when it is trimmed.
+A pass counts the patterns above a window and those inside it by bins; the window shrinks until a bin is a single
+pattern: the threshold. The first passes look at a sample only and merely guess a narrow window: a guess that misses
+costs another pass, never exactness. Exactly k elements are selected: where only a part of the ties at the threshold is,
+a pass counts them per grain, and the grain in which they run out is resolved when it is trimmed.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ values = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 1.5, -2.0]), st.floats(-4, 4
 few_values = st.sampled_from([0.0, -0.0, 0.5, -0.5, 0.75, 1.0, -1.0])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     st.lists(st.lists(st.one_of(values, few_values), max_size=60), min_size=1, max_size=4),
     st.floats(0, 1),
@@ -92,7 +92,7 @@ def test_selection_is_what_sorting_selects(
         assert_selected(deltas, int(fraction * sum(map(len, deltas))), chunk=8 * grains, order=order)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(few_values, min_size=1, max_size=120), st.floats(0, 1), st.floats(0, 1))
 def test_two_cuts_and_all_ties(some: list[float], first: float, second: float) -> None:
     deltas = [torch.tensor(some)]
@@ -107,7 +107,7 @@ def test_two_cuts_and_all_ties(some: list[float], first: float, second: float) -
 
 def _large(kind: str) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    sizes = [2_500_000, 5000, 1_300_000]
+    sizes = [2_200_000, 5000, 700_000]
     deltas = [torch.randn(n, generator=generator) * 1e-3 for n in sizes]
     if kind == "coarse":
         return [(d * 4000).round() / 8192 for d in deltas]
@@ -122,8 +122,11 @@ def _large(kind: str) -> list[torch.Tensor]:
     return deltas
 
 
-@pytest.mark.parametrize("kind", ["normal", "coarse", "bfloat16", "float64", "clustered"])
-@pytest.mark.parametrize("fraction", [0.001, 0.2, 0.9])
+@pytest.mark.parametrize(
+    ("kind", "fraction"),
+    [(k, f) for k in ("normal", "coarse", "bfloat16") for f in (0.001, 0.2, 0.9)]
+    + [("float64", 0.2), ("clustered", 0.05), ("clustered", 0.2)],
+)
 def test_large_tensors_through_the_sample(kind: str, fraction: float) -> None:
     deltas = _large(kind)
     passes = assert_selected(deltas, int(fraction * sum(map(len, deltas))), chunk=131072)
