@@ -28,7 +28,6 @@ __all__ = ["Recipe", "__version__", "merge", "merge_tensors", "plan", "push", "v
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'hubmerge' has no attribute {name!r}")
-    # `hubmerge.plan` names both a function and a submodule; caching the value here makes the function win.
     value = getattr(importlib.import_module(_WHERE[name]), name)
     globals()[name] = value
     return value

@@ -18,7 +18,7 @@ from hubmerge.inputs import Fetch, Inputs, read_small
 from hubmerge.licenses import derive_license
 from hubmerge.lock import LOCK_NAME, build_lock, dumps, portable_recipe
 from hubmerge.output import FolderSink, Written
-from hubmerge.plan import Footprint, build_plan, footprint
+from hubmerge.planning import Footprint, build_plan, footprint
 from hubmerge.publish import Publisher, PublishOptions, ShardByShard
 from hubmerge.recipe import Recipe
 from hubmerge.resolve import pin_recipe
