@@ -79,7 +79,9 @@ def declared(card: Mapping[str, Any]) -> License | None:
 
 def label_of(model: PinnedModel) -> str:
     """How to call a parent in a sentence; a local folder has only its name, for its path is nobody's business."""
-    return f"the local model {model.name}" if model.is_local else model.repo
+    if not model.is_local:
+        return model.repo
+    return "the local base" if model.role == "base" else f"the local model {model.name}"
 
 
 def derive_license(plan: Plan, card: Card) -> Decision:
