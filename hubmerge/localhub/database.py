@@ -90,19 +90,8 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """A write transaction: all of it happens, or none."""
-        yield from self._transaction("BEGIN IMMEDIATE")
-
-    @contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
-        """A consistent snapshot across several queries; inside a write transaction, that transaction's view."""
-        if self.connection().in_transaction:
-            yield self.connection()
-        else:
-            yield from self._transaction("BEGIN")
-
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         connection = self.connection()
-        connection.execute(begin)
+        connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
         except BaseException:

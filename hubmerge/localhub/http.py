@@ -162,7 +162,9 @@ class FileResponse(Response):
 
 def error_response(error: HubError) -> Response:
     """The Hub's form of an error: JSON body plus the headers that clients look at."""
-    headers = {"X-Error-Message": error.message.encode("ascii", "replace").decode(), **error.headers}
+    # Messages quote what clients sent, which need not fit into a header.
+    visible = "".join(c if " " <= c <= "~" else "?" for c in error.message)
+    headers = {"X-Error-Message": visible, **error.headers}
     if error.code:
         headers["X-Error-Code"] = error.code
     return JSONResponse({"error": error.message, **error.payload}, status_code=error.status, headers=headers)

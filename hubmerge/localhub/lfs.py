@@ -29,6 +29,14 @@ def _target(call: Call, revision: str | None, *, pull_request: bool) -> Repo:
     return repos.writable(call.kind, name, call.identity)[0]
 
 
+def _sized(items: Any, key: str) -> list[tuple[str, int]]:
+    """Names and sizes from a request's list of objects."""
+    try:
+        return [(str(item[key]), int(item["size"])) for item in items]
+    except (KeyError, TypeError, ValueError) as error:
+        raise bad_request(f"Expected a list of objects with {key} and size: {error!r}") from error
+
+
 def preupload(call: Call) -> Response:
     """``POST …/preupload/{rev}``: which files are large, which are ignored, which are there already."""
     core, revision, body = call.core, call.params["rev"], call.json()
@@ -40,8 +48,7 @@ def preupload(call: Call) -> Response:
     ignored = IgnoreRules(ignore_text)
     large = LfsRules(core.text(repo, commit, ".gitattributes") or "")
     answers: list[dict[str, Any]] = []
-    for file in body.get("files", []):
-        path, size_bytes = str(file["path"]), int(file["size"])
+    for path, size_bytes in _sized(body.get("files"), "path"):
         lfs = size_bytes > 0 and (size_bytes >= core.config.lfs_threshold_bytes or large.matches(path))
         current = core.history.find(repo, commit, path)
         answers.append(
@@ -62,7 +69,7 @@ def batch(call: Call) -> Response:
     if body.get("operation") != "upload":
         raise bad_request(f"Unsupported LFS operation: {body.get('operation')!r}")
     repo = _target(call, revision, pull_request=False)
-    objects = [(str(item["oid"]), int(item["size"])) for item in body.get("objects", [])]
+    objects = _sized(body.get("objects"), "oid")
     parts_allowed = "multipart" in body.get("transfers", ["basic"])
     part_size = call.core.config.part_size_bytes
     parts = parts_allowed and any(size > part_size for _, size in objects)
@@ -171,11 +178,13 @@ def complete(call: Call) -> Response:
     query = core.signer.check(call.path, call.request.url.query)
     size_bytes, part_size = int(query["size"]), int(query["part_size"])
     count = math.ceil(size_bytes / part_size)
-    numbers = [int(part["partNumber"]) for part in call.json().get("parts", [])]
+    numbers = [part.get("partNumber") for part in call.json().get("parts", []) if isinstance(part, dict)]
     if numbers != list(range(1, count + 1)):
         raise bad_request(f"Parts 1 to {count} are expected, got {numbers[:20]}")
-    lengths = [min(part_size, size_bytes - (number - 1) * part_size) for number in numbers]
-    parts = [core.objects.part_path(sha256, n, length) for n, length in zip(numbers, lengths, strict=True)]
+    parts = [
+        core.objects.part_path(sha256, number, min(part_size, size_bytes - (number - 1) * part_size))
+        for number in range(1, count + 1)
+    ]
     if core.objects.size_bytes(sha256) is None:
         try:
             core.objects.assemble(sha256, size_bytes, parts)

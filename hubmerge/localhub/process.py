@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ STOP_TIMEOUT_S = 30.0
 _CHILD = """
 import json, sys
 from hubmerge.localhub import User, serve
-options = json.loads(sys.argv[1])
+options = json.load(sys.stdin)
 options["users"] = [User(u["name"], u["token"], u["role"], tuple(u["orgs"])) for u in options["users"]]
 def ready(hub):
     sys.stdout.write(hub.endpoint + "\\n")
@@ -48,9 +49,16 @@ class HubProcess:
             **options,
         }
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, a constant program
-            [sys.executable, "-c", _CHILD, json.dumps(settings)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        with self._process.stdin as settings_pipe:  # not in the arguments, which everyone on the machine can read
+            json.dump(settings, settings_pipe)
         self.endpoint = self._process.stdout.readline().strip()
         if not self.endpoint:
             self._process.stdout.close()

@@ -58,7 +58,11 @@ class HubProtocol(H11Protocol):
                     await send(message)
 
             scope["extensions"] = {ZEROCOPY: {}, CONNECTION: self}
-            await inner(scope, receive, extended_send)
+            try:
+                await inner(scope, receive, extended_send)
+            except asyncio.CancelledError:  # the server stops and has no more time for this request
+                self.transport.abort()
+                self.cycle.disconnected = True
 
         self.app = cast("Any", app)
 
@@ -73,10 +77,10 @@ class HubProtocol(H11Protocol):
             try:
                 sent = await self.loop.sendfile(self.transport, file, offset, count)
             except (OSError, RuntimeError):  # the client went away; asyncio says RuntimeError if it saw that first
+                sent = -1
+            if sent != count:  # or the file is shorter than promised: only a broken connection says so honestly
                 self.transport.abort()
-                return
-            if sent != count:  # the file is shorter than promised: only a broken connection says so honestly
-                self.transport.abort()
+                await self.gone()
                 return
         if not message.get("more_body", False):
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -179,8 +179,7 @@ class LocalHub:
                 ready()
             asyncio.run(self._server.serve(sockets=self._sockets))
         finally:
-            self._close_sockets()
-            self.core.close()
+            self._release()
 
     def start(self) -> Self:
         """Serve in a thread."""
@@ -190,11 +189,17 @@ class LocalHub:
         return self
 
     def stop(self) -> None:
-        """End the thread: running requests get a moment to finish."""
+        """End the thread, giving running requests a moment to finish, and release the folder and the port."""
         self._server.should_exit = True
-        if self._thread is not None:
+        if self._thread is None:
+            self._release()
+        else:
             self._thread.join()
             self._thread = None
+
+    def _release(self) -> None:
+        self._close_sockets()
+        self.core.close()
 
     def _close_sockets(self) -> None:
         for sock in self._sockets:

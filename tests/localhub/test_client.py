@@ -409,3 +409,26 @@ def test_readme_is_validated_before_upload(api: HfApi):
     with pytest.warns(UserWarning, match="empty or missing"):
         put(api, {"README.md": "no front matter"})
     assert metadata_load(api.hf_hub_download("local/m", "README.md")) is None
+
+
+def test_safetensors_headers_are_read_by_range(api: HfApi, hub: LocalHub):
+    import torch
+    from safetensors.torch import save
+
+    put(api, {"model.safetensors": save({"a": torch.zeros(300_000)})})
+    hub.requests.clear()
+    metadata = api.get_safetensors_metadata("local/m")
+    assert metadata.files_metadata["model.safetensors"].tensors["a"].shape == [300_000]
+    assert sum(r.response_bytes for r in hub.requests.find("GET", "^/_cdn/")) <= 100_001
+
+
+def test_storage_listings(api: HfApi):
+    put(api, {"w.bin": blob(5000), "a.txt": "a"})
+    assert [(f.filename, f.size) for f in api.list_lfs_files("local/m")] == [("w.bin", 5000)]
+    (mine,) = api.list_user_repos()
+    assert (mine.id, mine.type) == ("local/m", "model")
+
+
+def test_unencodable_messages_stay_out_of_headers(api: HfApi):
+    with pytest.raises(BadRequestError, match="Invalid file path"):
+        put(api, {"bad//\n\x7fé": "x"})

@@ -169,3 +169,32 @@ def test_memory_stays_bounded_whatever_the_size(tmp_path: Path):
             received = sum(len(chunk) for chunk in answer.iter_raw(1 << 20))
         assert received == 200 << 20
         assert process.memory_info().rss - before < 64 << 20
+
+
+def test_clients_that_go_away_are_no_news(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    with HubProcess(tmp_path / "hub") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo("local/m")
+        content = bytes(32 << 20)
+        api.upload_file(path_or_fileobj=content, path_in_repo="w.bin", repo_id="local/m")
+        address = httpx2.head(hf_hub_url("local/m", "w.bin", endpoint=hub.endpoint)).headers["Location"]
+        path = address.partition(str(hub.port))[2]
+        for method, body in (("GET", b""), ("GET", b""), ("PUT", b"x")):
+            client = socket.create_connection(("127.0.0.1", hub.port))
+            client.sendall(
+                f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {9 * len(body)}\r\n\r\n".encode() + body
+            )
+            client.recv(1000)
+            client.close()
+        lazy = socket.create_connection(("127.0.0.1", hub.port))
+        lazy.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert httpx2.get(address).content == content
+        assert hub.stop() == 0  # with a transfer still under way
+        lazy.close()
+    noise = [line for line in capfd.readouterr().err.splitlines() if "graceful shutdown" not in line]
+    assert noise == []
+
+
+def test_a_hub_that_never_started_lets_go_of_its_folder(tmp_path: Path):
+    LocalHub(tmp_path / "hub").stop()
+    LocalHub(tmp_path / "hub").stop()
