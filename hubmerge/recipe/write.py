@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Any reader, of YAML 1.1 as well, takes these for the text they are; everything else is quoted.
 _PLAIN = re.compile(r"(?:(?:[A-Za-z]|\.{1,2}/|/|~/)[\w./@~ -]*[\w./~-]|[A-Za-z]|\d+[KMGT]B)", re.ASCII)
 _WORDS = ("yes", "no", "on", "off", "y", "n", "true", "false", "null")
-_BLOCK = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?\n|\n)*(?:[!-~](?:[ -~]*[!-~])?)?\n?")
+_BLOCK = re.compile(r"(?=[!-~])(?:[!-~](?:[ -~]*[!-~])?\n|\n)*(?:[!-~](?:[ -~]*[!-~])?)?\n?")
 
 
 def normalized(recipe: Recipe, parameters: Parameters) -> dict[str, Any]:
@@ -98,6 +98,7 @@ def format_size(size_bytes: int) -> int | str:
 def _dump(data: dict[str, Any]) -> str:
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedSeq
+    from ruamel.yaml.representer import RoundTripRepresenter
     from ruamel.yaml.scalarstring import LiteralScalarString, SingleQuotedScalarString
 
     def styled(value: Any) -> Any:
@@ -115,7 +116,18 @@ def _dump(data: dict[str, Any]) -> str:
             return LiteralScalarString(value)
         return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS else SingleQuotedScalarString(value)
 
+    class Representer(RoundTripRepresenter):
+        """Floats with a point, which YAML 1.1 asks for: 1.0e-06."""
+
+    def number(representer: RoundTripRepresenter, value: float) -> Any:
+        text = repr(value)
+        return representer.represent_scalar(
+            "tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e")
+        )
+
+    Representer.add_representer(float, number)
     yaml = YAML(typ="rt", pure=True)
+    yaml.Representer = Representer
     yaml.width = 120
     yaml.allow_unicode = True
     yaml.indent(mapping=2, sequence=4, offset=2)

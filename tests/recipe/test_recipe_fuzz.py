@@ -62,7 +62,7 @@ def trees(keys: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
     )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(st.dictionaries(KEYS, trees(KEYS), max_size=6), st.sampled_from(["ties", "linear", "model_stock"]))
 def test_any_data(data: dict[str, Any], method: str) -> None:
     for recipe in (data, {"models": [{"repo": "org/a"}]} | data | {"method": method}):
@@ -70,7 +70,7 @@ def test_any_data(data: dict[str, Any], method: str) -> None:
             Recipe.from_data(recipe).normalized()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(
     st.dictionaries(MERGEKIT_KEYS, trees(MERGEKIT_KEYS), max_size=6), st.sampled_from(["ties", "linear", "slerp", 3])
 )
@@ -81,7 +81,7 @@ def test_any_mergekit_data(data: dict[str, Any], method: Any) -> None:
             Recipe.from_data({**recipe, "merge_method": method}).normalized()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.text(st.sampled_from(" \n\t-:{}[]&*!|>'\"%@`#,?ab1.~"), max_size=40))
 def test_any_text(text: str) -> None:
     with suppress(RecipeError):
@@ -92,7 +92,7 @@ def test_any_text(text: str) -> None:
         Recipe.from_flags("linear", None, [text], [f"normalize={text}"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(trees(KEYS))
 def test_json_is_yaml(data: Any) -> None:
     """JSON text is read as the same data."""
