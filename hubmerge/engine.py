@@ -78,13 +78,17 @@ class Engine:
         self.tuning = tuning or Tuning()
         if self.tuning.chunk_elements % GRAIN or self.tuning.piece_elements % self.tuning.chunk_elements:
             raise ValueError(f"chunks must be multiples of {GRAIN} elements, pieces multiples of chunks")
-        self._outputs = Outputs(plan, sink)
         self._progress = progress or (lambda _: None)
         self._schedule = Schedule()
+        self._outputs = Outputs(plan, sink, stopped=lambda: self._schedule.error is not None)
         self._lock = threading.Lock()
         self._done_bytes = 0
         self._total_bytes = sum(j.end_byte - j.start_byte for j in plan.jobs)
         self._method = get_method(plan.method)
+        self._threads = torch.get_num_threads()
+        # What is ranked together must be computed alike.
+        together = self._method.scope(plan.params) == "model" and any(_needs_float64(j) for j in plan.jobs)
+        self._compute = torch.float64 if together else None
         self._remote = any(sources.is_remote(s) for s in range(-1, len(plan.models)))
 
     def run(self) -> None:
@@ -219,16 +223,15 @@ class Engine:
         base = Slot(job.base, self.sources.open(-1, job.base.file)) if job.base is not None else None
         models: list[Slot | torch.Tensor | None] = []
         factors: list[LowRank | None] = []
-        compute = torch.float64 if _any_float64(job) else torch.float32
+        compute = self._compute or (torch.float64 if _needs_float64(job) else torch.float32)
         for i, given in enumerate(job.inputs):
             factors.append(self.sources.adapter_factors(i, given) if isinstance(given, AdapterPart) else None)
             if isinstance(given, TensorSpec):
                 models.append(Slot(given, self.sources.open(i, given.file)))
             elif isinstance(given, AdapterPart):
                 assert base is not None
-                delta = self._adapter_delta(job, base, i, given, compute)
+                delta = self._adapter_delta(job, base, i, given)
                 models.append(delta.reshape(-1))
-                compute = torch.promote_types(compute, delta.dtype)
             else:
                 models.append(None)
         versions = Versions(job, base, tuple(models), tuple(factors), compute)
@@ -237,13 +240,17 @@ class Engine:
         assert job.settings is not None
         return ChunkGroup(self.plan, versions, job.settings, scratch)
 
-    def _adapter_delta(
-        self, job: TensorJob, base: Slot, source: int, part: AdapterPart, compute: torch.dtype
-    ) -> torch.Tensor:
+    def _adapter_delta(self, job: TensorJob, base: Slot, source: int, part: AdapterPart) -> torch.Tensor:
         """The adapter's delta of the whole tensor: its kinds need the matrix, not a chunk of it."""
-        values = base.read(0, job.numel, Scratch()).to(compute).view(job.shape)
-        with torch.inference_mode(False), torch.no_grad():
-            return self.sources.adapter_delta(source, part, values.clone(), job.transposed)
+        exact = torch.float64 if job.base is not None and job.base.dtype.name == "F64" else torch.float32
+        values = base.read(0, job.numel, Scratch()).to(exact).view(job.shape)
+        # PEFT's decompositions give other bits with other numbers of threads; its users run it with the default.
+        torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return self.sources.adapter_delta(source, part, values.clone(), job.transposed)
+        finally:
+            torch.set_num_threads(1)
 
     def _merge(self, scratch: Scratch, job: TensorJob, start: int, stop: int, stats: Any | None) -> None:
         method = self._method_of(job)
@@ -306,9 +313,12 @@ class _Total:
             self.value += part
 
 
-def _any_float64(job: TensorJob) -> bool:
-    specs = [job.base, *job.inputs]
-    return any(isinstance(s, TensorSpec) and s.dtype.name == "F64" for s in specs)
+def _needs_float64(job: TensorJob) -> bool:
+    """Whether an input is stored in float64, or made by an adapter whose change of the base float32 cannot hold exactly."""
+    return any(
+        i.dtype.name == "F64" if isinstance(i, TensorSpec) else isinstance(i, AdapterPart) and i.kind == "generic"
+        for i in (job.base, *job.inputs)
+    )
 
 
 def _cast(merged: torch.Tensor, job: TensorJob, scratch: Scratch) -> torch.Tensor:

@@ -17,7 +17,7 @@
     ├── VerificationError        3   an artifact differs from its lock
     ├── LicenseError             5   the parents' licences forbid it
     └── CancelledError           130 interrupted by the user
-"""
+"""  # noqa: D208 - a drawing
 
 from __future__ import annotations
 
@@ -33,24 +33,29 @@ class HubMergeError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    next_step: ClassVar[str] = "run the same command again with --debug, which shows where it happened"
+    """The hint of an error that was raised without one."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.next_step
 
     def __str__(self) -> str:
-        return f"{self.message}\n{self.hint}" if self.hint else self.message
+        return f"{self.message}\n{self.hint}"
 
 
 class UsageError(HubMergeError):
     """The command line, or a combination of arguments, cannot be used."""
 
     exit_code = 2
+    next_step = "`hubmerge --help`, and --help after a command, describe what it takes"
 
 
 class RecipeError(UsageError):
     """The recipe is wrong; the message starts with ``file:line:column:`` where they are known."""
+
+    next_step = "correct it and run again"
 
 
 class UnknownMethodError(RecipeError):
@@ -60,17 +65,25 @@ class UnknownMethodError(RecipeError):
 class PlanError(HubMergeError):
     """The inputs cannot be merged as the recipe asks."""
 
+    next_step = "`hubmerge plan` lists every problem"
+
 
 class BudgetError(HubMergeError):
     """The run does not fit the memory or disk it may use."""
+
+    next_step = "give more memory or disk, or merge less at once"
 
 
 class SourceError(HubMergeError):
     """An input model cannot be used."""
 
+    next_step = "use another revision of that model, or leave it out"
+
 
 class IntegrityError(SourceError):
     """Bytes of an input, or of a finished file, are not what they should be."""
+
+    next_step = "fetch or save that file again, or use another revision of the model"
 
 
 class UnsupportedAdapterError(SourceError):
@@ -80,15 +93,20 @@ class UnsupportedAdapterError(SourceError):
 class TransportError(SourceError):
     """The connection to the Hub failed and retries did not help."""
 
+    next_step = "check the connection and run the same command again"
+
 
 class AccessError(HubMergeError):
     """A repository is missing or not accessible with the token at hand."""
 
     exit_code = 4
+    next_step = "`hubmerge doctor` shows the Hub's address and what the token may do"
 
 
 class PublishError(HubMergeError):
     """The result could not be published; the target was left as it was."""
+
+    next_step = "nothing was published: correct what it names and run the same command again"
 
 
 class TargetNotEmptyError(PublishError):
@@ -103,15 +121,18 @@ class VerificationError(HubMergeError):
     """An artifact differs from its lock."""
 
     exit_code = 3
+    next_step = "fetch it again, or find out who changed it"
 
 
 class LicenseError(HubMergeError):
     """The licences of the parents do not allow what was asked."""
 
     exit_code = 5
+    next_step = "choose models whose licences go together"
 
 
 class CancelledError(HubMergeError):
     """The run was interrupted; nothing half-written stays under a final name."""
 
     exit_code = 130
+    next_step = "run the same command to start again"

@@ -46,13 +46,19 @@ def check_models(draft: Draft) -> None:
         if model.adapter is None and base_type and kind and kind != base_type:
             draft.problem("warning", f"{model.repo}: model_type is {kind!r}, the base's is {base_type!r}")
     for name, spec in draft.base.tensors.items():
-        if spec.dtype.torch_name.startswith("float8"):
+        if _is_quantised(name, spec):
             draft.problem(
                 "error",
                 f"{draft.base.repo}: tensor {name!r} is stored as {spec.dtype.name}, a quantised format",
                 "use the unquantised checkpoint",
             )
             break
+
+
+def _is_quantised(name: str, spec: TensorSpec) -> bool:
+    """Float8, or a matrix of weights stored as integers; other integer tensors are buffers and tables."""
+    kind = spec.dtype.torch_name
+    return kind.startswith("float8") or ("int" in kind and len(spec.shape) > 1 and "weight" in name.rpartition(".")[2])
 
 
 def align_full(draft: Draft, model: PinnedModel) -> Aligned:
@@ -97,7 +103,7 @@ def _matched(draft: Draft, model: PinnedModel, out: Aligned, name: str, spec: Te
             )
         out.inputs[name] = spec
     elif align.is_head(name, spec.shape, model.config, draft.base.tensors):
-        out.heads[name] = spec
+        out.heads[spec.name] = spec
     else:
         draft.problem(
             "error",
@@ -116,7 +122,7 @@ def _extra(draft: Draft, model: PinnedModel, out: Aligned, name: str, spec: Tens
             "use a fine-tune of the base with the same layers, or exclude the tensor",
         )
     else:
-        out.heads[name] = spec
+        out.heads[spec.name] = spec
 
 
 def _tied_outputs(draft: Draft, model: PinnedModel, out: Aligned) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -67,7 +67,7 @@ class FolderSink:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def path(self, output: OutputFile) -> Path:
+    def path(self, output: OutputFile, stopped: Callable[[], bool]) -> Path:
         """Where to write this file."""
         path = self.folder / output.path
         path.parent.mkdir(parents=True, exist_ok=True)

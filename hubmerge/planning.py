@@ -41,6 +41,7 @@ def build_plan(recipe: Recipe, base: PinnedModel, models: tuple[PinnedModel, ...
     for model in models:
         draft.aligned.append(align_adapter(draft, model) if model.adapter is not None else align_full(draft, model))
     jobs = _model_jobs(draft)
+    _check_settings(draft, jobs)
     placed, outputs = layout.pack(jobs, recipe.output.shard_size)
     files = _small_files(draft, placed, outputs)
     if recipe.heads == "keep":
@@ -87,6 +88,34 @@ def _place(given: Input) -> Any:
     if isinstance(given, AdapterPart):
         return [given.name, given.kind]
     return None
+
+
+def _check_settings(draft: Draft, jobs: Sequence[TensorJob]) -> None:
+    """Settings that vary between tensors must each make sense, and agree on what whole-model statistics are about."""
+    method = get_method(draft.recipe.method)
+    shared = _of_the_model(draft.recipe.params)
+    seen: set[int] = set()
+    for job in jobs:
+        if job.settings is None or job.method or id(job.settings) in seen:
+            continue
+        seen.add(id(job.settings))
+        params = job.settings.params
+        if (message := method.problem(params, job.settings.weights)) is not None:
+            draft.problem("error", f"tensor {job.name!r}: {message}")
+        scopes = {method.scope(params), method.scope(draft.recipe.params)}
+        if len(scopes) > 1 or (scopes == {"model"} and _of_the_model(params) != shared):
+            draft.problem(
+                "error",
+                f"tensor {job.name!r}: {method.name} looks at the whole model, so only its scale and per-model parameters may vary",
+                "give one value for all tensors" + (", or set trim: tensor" if "trim" in shared else ""),
+            )
+            return
+
+
+def _of_the_model(params: Any) -> dict[str, Any]:
+    fields = type(params).model_fields
+    varying = {n for n, f in fields.items() if isinstance(f.json_schema_extra, dict) and f.json_schema_extra.get("per_model")}
+    return {k: v for k, v in params.model_dump().items() if k != "scale" and k not in varying}
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------
@@ -258,7 +287,9 @@ def _add_heads(draft: Draft, jobs: list[TensorJob], outputs: list[OutputFile], f
         jobs += placed
         outputs.append(output)
         if model.config:
-            files.append(SmallFile(f"heads/{model.name}.config.json", content=layout.to_json(model.config)))
+            # Where the author's machine kept the model is nobody's business.
+            config = {k: v for k, v in model.config.items() if k != "_name_or_path"}
+            files.append(SmallFile(f"heads/{model.name}.config.json", content=layout.to_json(config)))
         draft.problem("note", f"{model.repo}: {len(groups)} tensors only this task has are kept in {output.path}")
 
 

@@ -6,7 +6,7 @@ import fnmatch
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -267,9 +267,11 @@ class ShardByShard:
                 hint="set a smaller output.shard_size (--shard-size), or TMPDIR to a larger disk",
             )
 
-    def path(self, output: OutputFile) -> Path:
+    def path(self, output: OutputFile, stopped: Callable[[], bool]) -> Path | None:
         """Where to write the shard, once the one before is gone."""
-        self._room.acquire()
+        while not self._room.acquire(timeout=0.1):
+            if stopped():
+                return None
         path = self._folder / output.path
         path.parent.mkdir(parents=True, exist_ok=True)
         return path

@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from hubmerge import adapters
-from hubmerge.errors import IntegrityError, SourceError
+from hubmerge.errors import IntegrityError, RecipeError, SourceError
 from hubmerge.io.header import Header, read_header
 from hubmerge.io.local import FileSource
+from hubmerge.methods import get_method
 from hubmerge.spec import FileSpec, PinnedModel, TensorSpec
 
 if TYPE_CHECKING:
@@ -79,6 +80,10 @@ def _implied_base(recipe: Recipe, models: tuple[PinnedModel, ...], hub: Hub) -> 
         name, adapter = next(iter(named.items()))
         revision = (adapter.adapter or {}).get("revision")
         return pin_model(hub, name, str(revision) if revision else None, "base", "base")
+    if get_method(recipe.method).uses_base:
+        raise RecipeError(
+            f"{recipe.method} needs a base, and no model is an adapter that names one", hint="set `base:` (--base) to the common base"
+        )
     first = recipe.models[0]
     return pin_model(hub, first.repo, first.revision, "base", "base")
 

@@ -42,6 +42,13 @@ class Schedule:
 
     def run(self, workers: int) -> None:
         """Work until nothing is queued or running; raises the first error."""
+        before = torch.get_num_threads()
+        try:
+            self._run(workers)
+        finally:
+            torch.set_num_threads(before)  # workers change it for the whole process
+
+    def _run(self, workers: int) -> None:
         threads = [threading.Thread(target=self._work, name=f"merge {i}", daemon=True) for i in range(workers)]
         for t in threads:
             t.start()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from hubmerge.io.writer import ShardWriter
+from hubmerge.schedule import Cancelled
 from hubmerge.spec import OutputFile, Plan
 
 
 class Sink(Protocol):
     """Where finished files go."""
 
-    def path(self, output: OutputFile) -> Path:
-        """Where to write this file; may wait until there is room for it."""
+    def path(self, output: OutputFile, stopped: Callable[[], bool]) -> Path | None:
+        """Where to write this file; may wait until there is room for it, and gives up with None once ``stopped()``."""
         ...
 
     def finished(self, output: OutputFile, path: Path, sha256: str) -> None:
@@ -25,8 +27,9 @@ class Sink(Protocol):
 class Outputs:
     """The writers of a run, opened when first needed and finished when their last byte is there."""
 
-    def __init__(self, plan: Plan, sink: Sink) -> None:
+    def __init__(self, plan: Plan, sink: Sink, stopped: Callable[[], bool]) -> None:
         self._plan = plan
+        self._stopped = stopped
         self._sink = sink
         self._lock = threading.Lock()
         self._locks = [threading.Lock() for _ in plan.outputs]
@@ -42,7 +45,10 @@ class Outputs:
             found = self._writers.get(output)
             if found is None:
                 spec = self._plan.outputs[output]
-                found = self._writers[output] = ShardWriter(self._sink.path(spec), spec.size_bytes, spec.header)
+                path = self._sink.path(spec, self._stopped)
+                if path is None:
+                    raise Cancelled
+                found = self._writers[output] = ShardWriter(path, spec.size_bytes, spec.header)
             return found
 
     def written(self, output: int, start_byte: int, end_byte: int) -> bool:

@@ -68,6 +68,8 @@ def configure_logging(verbosity: int) -> None:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hubmerge").setLevel(level)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    # One progress bar is enough, and it is ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def size(n_bytes: float) -> str:

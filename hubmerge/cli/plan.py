@@ -31,7 +31,8 @@ def command(
         _output.problems(report.plan.problems, quiet=quiet)
     errors = [p for p in report.plan.problems if p.severity == "error"]
     if errors:
-        raise PlanError(f"{len(errors)} problem{'s' * (len(errors) > 1)} to solve before this can be merged", hint=None)
+        count = f"{len(errors)} problem{'s' * (len(errors) > 1)}"
+        raise PlanError(f"{count} to solve before this can be merged", hint="solve what is listed above and plan again")
 
 
 def _render(report: Any) -> str:

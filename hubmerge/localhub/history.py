@@ -14,7 +14,6 @@ from hubmerge.localhub.repos import Repo, now
 from hubmerge.localhub.trees import Entry, folder_oids, git_oid
 
 DEFAULT_BRANCH = "main"
-MIN_SHORT_OID = 7
 _OID = re.compile(r"[0-9a-f]{7,40}")
 _REF_BANNED = r"\s~^:?*\[\\\x00-\x1f\x7f"
 _REF_NAME = re.compile(rf"(?!.*(\.\.|//|@\{{|\.lock$|\.$|/$))[^{_REF_BANNED}/.-][^{_REF_BANNED}]{{0,249}}")

@@ -40,10 +40,18 @@ def flags_to_node(
         root["parameters"] = Node(parameters, "--param")
     for key, value in options.items():
         if value is not None:
-            root[key] = of_plain(value, f"--{key.replace('_', '-')}")
+            root[key] = _option(key, value)
     if faults:
         raise_faults(WHERE, faults)
     return Node(root)
+
+
+def _option(key: str, value: Any) -> Node:
+    """A key of the recipe; the keys of a section have flags of their own."""
+    flag = f"--{key.replace('_', '-')}"
+    if isinstance(value, Mapping):
+        return Node({k: _option(k, v) for k, v in value.items()}, flag)
+    return of_plain(value, flag)
 
 
 def _model(text: str, faults: list[Fault]) -> Node:
