@@ -392,4 +392,4 @@ def test_positions_in_a_longer_file() -> None:
         """)
     with pytest.raises(HubMergeError) as caught:
         Recipe.loads(text, "x.yaml")
-    assert str(caught.value) == "x.yaml:16:17: models[1].density[0].value[1]: must be at most 1.0, found 1.1"
+    assert caught.value.message == "x.yaml:16:17: models[1].density[0].value[1]: must be at most 1.0, found 1.1"
