@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from hubmerge.errors import IntegrityError
 from hubmerge.methods import get_method
 from hubmerge.ranking import GRAIN
 from hubmerge.reader import ChunkGroup, Scratch, Slot, Versions
@@ -48,7 +49,7 @@ class Tuning:
     """How to run; none of it changes a bit of the result."""
 
     workers: int = 2
-    chunk_elements: int = 4 * GRAIN
+    chunk_elements: int = 8 * GRAIN
     piece_elements: int = 128 * GRAIN
 
 
@@ -281,9 +282,19 @@ class Engine:
             self._check_stopped()
             scratch.reset()
             values = slot.read(a, b - a, scratch)
-            out = values if spec.dtype == job.dtype else values.to(job.dtype.torch)
+            out = values if spec.dtype == job.dtype else self._converted(job, values)
             writer.write(job.start_byte + a * job.dtype.nbytes, out.view(torch.uint8).numpy().data)
         self._finished(job, start, stop)
+
+    def _converted(self, job: TensorJob, values: torch.Tensor) -> torch.Tensor:
+        """Copied values in the output's dtype; what was infinite before may stay so."""
+        out = values.to(job.dtype.torch)
+        if bool((torch.isfinite(values) & ~torch.isfinite(out)).any()):
+            raise IntegrityError(
+                f"tensor {job.name!r} of {self._label(job.source)} overflows {job.dtype.torch_name}, and it is copied",
+                hint="choose dtype: bfloat16 or dtype: float32",
+            )
+        return out
 
     def _finished(self, job: TensorJob, start: int, stop: int) -> None:
         width = job.dtype.nbytes
