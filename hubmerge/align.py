@@ -18,14 +18,23 @@ _TIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("cls.predictions.decoder.bias", ("cls.predictions.bias",)),
     ("lm_head.decoder.weight", ("embeddings.word_embeddings.weight",)),
     ("lm_head.decoder.bias", ("lm_head.bias",)),
-    ("lm_head.weight", ("embed_tokens.weight", "wte.weight", "shared.weight", "word_embeddings.weight", "embed_in.weight")),
+    (
+        "lm_head.weight",
+        ("embed_tokens.weight", "wte.weight", "shared.weight", "word_embeddings.weight", "embed_in.weight"),
+    ),
     ("encoder.embed_tokens.weight", ("shared.weight",)),
     ("decoder.embed_tokens.weight", ("shared.weight",)),
 )
-_EMBEDDING = re.compile(r"(^|[._])(embed(ding|dings|_tokens|_positions|_in|_out)?|wte|wpe|shared|lm_head|position_ids|relative_attention_bias|codebook)([._]|$)")
+_EMBEDDING = re.compile(
+    r"(^|[._])(embed(ding|dings|_tokens|_positions|_in|_out)?|wte|wpe|shared|lm_head|position_ids|relative_attention_bias|codebook)([._]|$)"
+)
 _STACK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|stages?|encoders?|decoders?|resblocks|groups)\.(\d+)\.")
-_LANGUAGE_MODEL = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|ForMaskedLM|ForPreTraining|WithLMHead)")
-_HEAD = re.compile(r"(^|\.)(classifier|score|qa_outputs|classification_head|out_proj|logits_proj|heads?|fc|pre_classifier)(\.|$)")
+_LANGUAGE_MODEL = re.compile(
+    r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|ForMaskedLM|ForPreTraining|WithLMHead)"
+)
+_HEAD = re.compile(
+    r"(^|\.)(classifier|score|qa_outputs|classification_head|out_proj|logits_proj|heads?|fc|pre_classifier)(\.|$)"
+)
 _OLD_NORM = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 # Modules of transformers' Conv1D, which stores [in, out].
 _CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "trajectory_transformer", "ctrl"})
@@ -112,7 +121,7 @@ def rename(name: str, prefix: str) -> str:
 
 
 def choose_prefix(base: Mapping[str, Any], names: Mapping[str, Any]) -> str:
-    """The prefix to strip from (``-p.``) or add to (``+p.``) ``names`` so that most of them are in ``base``; may be empty."""
+    """The prefix to strip (``-p.``) or add (``+p.``) so that most ``names`` are in ``base``; may be empty."""
 
     def hits(prefix: str) -> int:
         return sum(1 for n in names if (rename(n, prefix) if prefix else n) in base)
@@ -145,7 +154,10 @@ def align(base: Mapping[str, TensorSpec], tensors: Mapping[str, TensorSpec]) -> 
 
 
 def is_head(name: str, shape: tuple[int, ...], config: Mapping[str, Any], base: Mapping[str, TensorSpec]) -> bool:
-    """Whether a tensor is a task's own head: outside the layer stack, and either sized by the task's labels or called like a head."""
+    """Whether a tensor is a task's own head.
+
+    It lies outside the layer stack, and is either sized by the task's labels or called like a head.
+    """
     if layer_of(name) is not None and _stack_known(name, base):
         return False
     labels = config.get("num_labels") or len(config.get("id2label") or ())
@@ -161,7 +173,9 @@ def is_vocabulary(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     """Whether two shapes of a tensor differ only in vocabulary rows."""
     if len(a) != len(b) or not a or a[1:] != b[1:] or layer_of(name) is not None:
         return False
-    return bool(re.search(r"(embed_tokens|wte|shared|word_embeddings|embed_in|embed_out|lm_head|predictions)[._]", name))
+    return bool(
+        re.search(r"(embed_tokens|wte|shared|word_embeddings|embed_in|embed_out|lm_head|predictions)[._]", name)
+    )
 
 
 def untied_outputs(
@@ -172,7 +186,8 @@ def untied_outputs(
 ) -> tuple[dict[str, str], list[str]]:
     """Sort a model's extra output embeddings into untied ones and mere repetitions of a tied tensor.
 
-    A checkpoint writes ``tie_word_embeddings`` only when it differs from its architecture's default. A tied base that writes it
+    A checkpoint writes ``tie_word_embeddings`` only when it differs from its architecture's default. A tied base
+    that writes it
     therefore says that the default is untied, and one that does not write it that the default is tied.
 
     Returns:
@@ -187,7 +202,9 @@ def untied_outputs(
         if source is None:
             continue
         default = not base_config.get("tie_word_embeddings", False)
-        if config.get("tie_word_embeddings", default) or name.endswith(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", ".bias")):
+        if config.get("tie_word_embeddings", default) or name.endswith(
+            ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", ".bias")
+        ):
             repeated.append(name)
         else:
             untied[name] = source

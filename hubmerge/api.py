@@ -276,13 +276,16 @@ def _tuning(planned: Plan, options: RunOptions, *, remote: bool) -> Tuning:
         if tuning.workers > 1:
             tuning = Tuning(tuning.workers - 1, tuning.chunk_elements, tuning.piece_elements)
         elif tuning.piece_elements > 4 * tuning.chunk_elements:
-            tuning = Tuning(1, tuning.chunk_elements, tuning.piece_elements // 2 // tuning.chunk_elements * tuning.chunk_elements)
+            tuning = Tuning(
+                1, tuning.chunk_elements, tuning.piece_elements // 2 // tuning.chunk_elements * tuning.chunk_elements
+            )
         elif tuning.chunk_elements > GRAIN:
             tuning = Tuning(1, GRAIN, max(tuning.piece_elements // GRAIN, 1) * GRAIN)
         else:
             needed = _footprint(planned, tuning, remote).memory_bytes
             raise BudgetError(
-                f"this merge needs about {needed / 1e9:.2f} GB of memory with one worker, {limit / 1e9:.2f} GB are allowed",
+                f"this merge needs about {needed / 1e9:.2f} GB of memory with one worker, "
+                f"{limit / 1e9:.2f} GB are allowed",
                 hint="raise --max-memory, or merge fewer models",
             )
     return tuning
@@ -301,9 +304,7 @@ def _run(
     Engine(planned, inputs, sink, _tuning(planned, options, remote=remote), progress).run()
 
 
-def _companions(
-    recipe: Recipe, planned: Plan, hub: Hub, written: list[Written], repo: str | None
-) -> dict[str, bytes]:
+def _companions(recipe: Recipe, planned: Plan, hub: Hub, written: list[Written], repo: str | None) -> dict[str, bytes]:
     """The small files of the result: copies, recipe, card, and the lock over all of them."""
     files: dict[str, bytes] = {}
     for f in planned.files:

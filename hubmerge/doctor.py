@@ -34,7 +34,9 @@ def examine(repo: str | None = None, *, hub: Hub | None = None) -> dict[str, Any
         "token": "found" if hub.token() else "none",
     }
     try:
-        facts["user"] = hub.call("find out whose token this is", "", hub.api.whoami)["name"] if hub.token() else "anonymous"
+        facts["user"] = (
+            hub.call("find out whose token this is", "", hub.api.whoami)["name"] if hub.token() else "anonymous"
+        )
         if repo is not None:
             target = hub.check_write(repo)
             facts["may publish to"] = f"{target.repo} ({'exists' if target.exists else 'will be created'})"

@@ -175,9 +175,7 @@ class Engine:
             self._add_merge(job, stats)
             return
         total = _Total()
-        self._add_observers(
-            job, p, stats, total, lambda: self._next_pass(job, p, method.settle(stats, total.value, p))
-        )
+        self._add_observers(job, p, stats, total, lambda: self._next_pass(job, p, method.settle(stats, total.value, p)))
 
     # --- work on one piece ----------------------------------------------------------------------------------
 
@@ -325,7 +323,7 @@ class _Total:
 
 
 def _needs_float64(job: TensorJob) -> bool:
-    """Whether an input is stored in float64, or made by an adapter whose change of the base float32 cannot hold exactly."""
+    """Whether an input is stored in float64, or is an adapter's change that float32 cannot hold exactly."""
     return any(
         i.dtype.name == "F64" if isinstance(i, TensorSpec) else isinstance(i, AdapterPart) and i.kind == "generic"
         for i in (job.base, *job.inputs)

@@ -1,23 +1,23 @@
 """Every error hubmerge raises on purpose, and the exit code each one ends a command with.
 
-    HubMergeError                1   something failed
-    ├── UsageError               2   the command or its arguments
-    │   └── RecipeError          2   the recipe: file:line:column
-    │       └── UnknownMethodError
-    ├── PlanError                1   inputs that cannot be merged as asked
-    ├── BudgetError              1   it does not fit the memory or disk given
-    ├── SourceError              1   an input cannot be used
-    │   ├── IntegrityError       1   an input's bytes are not what they should be
-    │   ├── UnsupportedAdapterError 1   an adapter that cannot be merged faithfully
-    │   └── TransportError       1   the connection failed for good
-    ├── AccessError              4   missing, private, gated or disabled; no or insufficient token
-    ├── PublishError             1   the result could not be published
-    │   ├── TargetNotEmptyError  1
-    │   └── TargetMovedError     1   somebody else committed meanwhile
-    ├── VerificationError        3   an artifact differs from its lock
-    ├── LicenseError             5   the parents' licences forbid it
-    └── CancelledError           130 interrupted by the user
-"""  # noqa: D208 - a drawing
+HubMergeError                1   something failed
+├── UsageError               2   the command or its arguments
+│   └── RecipeError          2   the recipe: file:line:column
+│       └── UnknownMethodError
+├── PlanError                1   inputs that cannot be merged as asked
+├── BudgetError              1   it does not fit the memory or disk given
+├── SourceError              1   an input cannot be used
+│   ├── IntegrityError       1   an input's bytes are not what they should be
+│   ├── UnsupportedAdapterError 1   an adapter that cannot be merged faithfully
+│   └── TransportError       1   the connection failed for good
+├── AccessError              4   missing, private, gated or disabled; no or insufficient token
+├── PublishError             1   the result could not be published
+│   ├── TargetNotEmptyError  1
+│   └── TargetMovedError     1   somebody else committed meanwhile
+├── VerificationError        3   an artifact differs from its lock
+├── LicenseError             5   the parents' licences forbid it
+└── CancelledError           130 interrupted by the user
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ class Inputs:
     Args:
         plan: Which models.
         hub: How to reach those that are not folders.
-        fetch: ``stream`` never stores an input; ``cache`` downloads into the Hugging Face cache; ``auto`` uses what the cache has,
+        fetch: ``stream`` never stores an input; ``cache`` downloads into the Hugging Face cache; ``auto`` uses what
+        the cache has,
             downloads if the disk has room to spare, and streams otherwise.
     """
 
@@ -89,9 +90,7 @@ class Inputs:
                 f"{model.repo}: {size / 1e9:.1f} GB to download, {max(room, 0) / 1e9:.1f} GB of disk to use",
                 hint="give --fetch stream, which stores no input",
             )
-        if fetch == "auto" and size > room / (len(self._plan.models) + 1):
-            return True
-        return False
+        return fetch == "auto" and size > room / (len(self._plan.models) + 1)
 
     def is_remote(self, source: int) -> bool:
         """Whether small reads are dear."""

@@ -12,8 +12,8 @@ from hubmerge.io.header import build_header
 from hubmerge.spec import OutputFile, PinnedModel, SmallFile, TensorJob
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "*.model", "*.tiktoken", "bpe.codes", "chat_template.jinja", "chat_template.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "bpe.codes", "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/*.jinja",
 )  # fmt: skip
 MODEL_FILES = (
@@ -42,7 +42,9 @@ def pack(jobs: Sequence[TensorJob], max_shard_bytes: int) -> tuple[list[TensorJo
         shards[-1].append(group)
         size += group_bytes
     count = len(shards)
-    names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)] if count > 1 else ["model.safetensors"]
+    names = (
+        [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)] if count > 1 else ["model.safetensors"]
+    )
     placed: list[TensorJob] = []
     outputs: list[OutputFile] = []
     for number, (name, shard) in enumerate(zip(names, shards, strict=True)):
@@ -109,4 +111,6 @@ def companions(base: PinnedModel, tokenizer: PinnedModel, tokenizer_source: int)
 
 
 def _matching(model: PinnedModel, patterns: Sequence[str]) -> list[str]:
-    return [p for p in model.files if any(fnmatch.fnmatchcase(p, pattern) for pattern in patterns) and p.count("/") <= 1]
+    return [
+        p for p in model.files if any(fnmatch.fnmatchcase(p, pattern) for pattern in patterns) and p.count("/") <= 1
+    ]

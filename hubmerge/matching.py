@@ -34,10 +34,12 @@ class Draft:
     n_layers: int = 0
 
     def problem(self, severity: Any, message: str, hint: str | None = None) -> None:
+        """Note something that the plan will report."""
         self.problems.append(Problem(severity, message, hint))
 
 
 def check_models(draft: Draft) -> None:
+    """Report what is odd about the models themselves, before any tensor is matched."""
     for note in [*draft.recipe.notes, *(n for m in draft.models for n in m.notes)]:
         draft.problem("note", note)
     base_type = draft.base.config.get("model_type")
@@ -62,6 +64,7 @@ def _is_quantised(name: str, spec: TensorSpec) -> bool:
 
 
 def align_full(draft: Draft, model: PinnedModel) -> Aligned:
+    """A full checkpoint in the base's namespace."""
     found = align.align(draft.base.tensors, model.tensors)
     draft.problems += align.structure_problems(model.repo, draft.base.tensors, found)
     out = Aligned()
@@ -98,7 +101,8 @@ def _matched(draft: Draft, model: PinnedModel, out: Aligned, name: str, spec: Te
         if draft.recipe.vocab == "strict":
             draft.problem(
                 "error",
-                f"tensor {name!r}: {base.shape[0]} vocabulary rows in {draft.base.repo}, {spec.shape[0]} in {model.repo}",
+                f"tensor {name!r}: {base.shape[0]} vocabulary rows in {draft.base.repo}, "
+                f"{spec.shape[0]} in {model.repo}",
                 "set `vocab: base` to keep the base's rows, or `vocab: union` to keep rows beyond them",
             )
         out.inputs[name] = spec
@@ -137,6 +141,7 @@ def _tied_outputs(draft: Draft, model: PinnedModel, out: Aligned) -> None:
 
 
 def align_adapter(draft: Draft, model: PinnedModel) -> Aligned:
+    """An adapter in the base's namespace."""
     out = Aligned()
     names = {part.name: part for part in model.parts}
     inner = {n: p for n, p in names.items() if p.kind != "replace"} or names
@@ -165,11 +170,14 @@ def align_adapter(draft: Draft, model: PinnedModel) -> Aligned:
         elif not part.fits(base.shape, transposed=align.is_transposed(target, base.shape, draft.base.config)):
             draft.problem(
                 "error",
-                f"{model.repo}: the adapter is made for {target!r} of shape {part.shape}; in {draft.base.repo} it has {base.shape}",
+                f"{model.repo}: the adapter is made for {target!r} of shape {part.shape}; in "
+                f"{draft.base.repo} it has {base.shape}",
                 "use the base the adapter was made for",
             )
         elif draft.recipe.takes_part(target):
             out.inputs[target] = part
     if not out.inputs and not any(p.severity == "error" for p in draft.problems):
-        draft.problem("error", f"{model.repo}: the adapter changes nothing in this base", "use the base it was made for")
+        draft.problem(
+            "error", f"{model.repo}: the adapter changes nothing in this base", "use the base it was made for"
+        )
     return out

@@ -38,11 +38,13 @@ class FolderSink:
     """
 
     def __init__(self, out: Path, tag: str, needed_bytes: int, *, overwrite: bool = False) -> None:
-        self.out = Path(os.path.abspath(out.expanduser()))
+        self.out = out.expanduser().absolute()
         if self.out.exists() and not self.out.is_dir():
             raise TargetNotEmptyError(f"{out}: is a file", hint="give --out another name")
         if self.out.is_dir() and any(self.out.iterdir()) and not overwrite:
-            raise TargetNotEmptyError(f"{out}: the folder is not empty", hint="give --out another name, or --overwrite to replace it")
+            raise TargetNotEmptyError(
+                f"{out}: the folder is not empty", hint="give --out another name, or --overwrite to replace it"
+            )
         self.folder = self.out.parent / f".{self.out.name}.hubmerge-{tag}"
         self._needed_bytes = needed_bytes
         self.written: list[Written] = []
@@ -61,10 +63,19 @@ class FolderSink:
                 )
             self.folder.mkdir()
         except OSError as e:
-            raise HubMergeError(f"{parent}: cannot be written: {e.strerror}", hint="give --out a folder you may write to") from e
+            reason = (
+                "it, or a folder on the way, is a file"
+                if isinstance(e, FileExistsError | NotADirectoryError)
+                else e.strerror
+            )
+            raise HubMergeError(
+                f"{parent}: cannot be written: {reason}", hint="give --out a folder you may write to"
+            ) from e
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def path(self, output: OutputFile, stopped: Callable[[], bool]) -> Path:
@@ -90,8 +101,8 @@ class FolderSink:
             old = None
             if self.out.exists():
                 old = self.out.parent / f".{self.out.name}.hubmerge-old"
-                os.rename(self.out, old)
-            os.rename(self.folder, self.out)
+                self.out.rename(old)
+            self.folder.rename(self.out)
             _sync_folder(self.out.parent)
             if old is not None:
                 shutil.rmtree(old)

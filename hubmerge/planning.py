@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import hubmerge
@@ -62,7 +63,7 @@ def build_plan(recipe: Recipe, base: PinnedModel, models: tuple[PinnedModel, ...
 
 
 def plan_digest(plan: Plan) -> str:
-    """sha256 over everything that decides the output's bytes: sources, jobs, layout, seed, and the version of hubmerge."""
+    """sha256 over all that decides the output's bytes: sources, jobs, layout, seed, hubmerge's version."""
 
     def source(m: PinnedModel) -> list[Any]:
         # A folder has no commit; its headers identify the layout (its bytes are the user's to keep still).
@@ -72,7 +73,8 @@ def plan_digest(plan: Plan) -> str:
         return s and [s.params.model_dump(mode="json"), [p.model_dump(mode="json") for p in s.per_model], s.weights]
 
     jobs = [
-        [j.name, j.kind, j.shape, j.dtype.name, j.output, j.start_byte, j.action, j.method, j.source, settings(j.settings),
+        [j.name, j.kind, j.shape, j.dtype.name, j.output, j.start_byte, j.action, j.method, j.source,
+        settings(j.settings),
          *(_place(i) for i in (j.base, *j.inputs))]
         for j in plan.jobs
     ]  # fmt: skip
@@ -106,7 +108,8 @@ def _check_settings(draft: Draft, jobs: Sequence[TensorJob]) -> None:
         if len(scopes) > 1 or (scopes == {"model"} and _of_the_model(params) != shared):
             draft.problem(
                 "error",
-                f"tensor {job.name!r}: {method.name} looks at the whole model, so only its scale and per-model parameters may vary",
+                f"tensor {job.name!r}: {method.name} looks at the whole model, so only its scale and "
+                "per-model parameters may vary",
                 "give one value for all tensors" + (", or set trim: tensor" if "trim" in shared else ""),
             )
             return
@@ -114,7 +117,9 @@ def _check_settings(draft: Draft, jobs: Sequence[TensorJob]) -> None:
 
 def _of_the_model(params: Any) -> dict[str, Any]:
     fields = type(params).model_fields
-    varying = {n for n, f in fields.items() if isinstance(f.json_schema_extra, dict) and f.json_schema_extra.get("per_model")}
+    varying = {
+        n for n, f in fields.items() if isinstance(f.json_schema_extra, dict) and f.json_schema_extra.get("per_model")
+    }
     return {k: v for k, v in params.model_dump().items() if k != "scale" and k not in varying}
 
 
@@ -147,9 +152,7 @@ def _out_dtype(draft: Draft, spec: TensorSpec) -> Dtype:
     return DTYPE_BY_TORCH_NAME[draft.recipe.dtype]
 
 
-def _tensor_jobs(
-    draft: Draft, name: str, base: TensorSpec, inputs: tuple[Input, ...], index: int
-) -> list[TensorJob]:
+def _tensor_jobs(draft: Draft, name: str, base: TensorSpec, inputs: tuple[Input, ...], index: int) -> list[TensorJob]:
     shape = base.shape
     common: dict[str, Any] = {
         "name": name,
@@ -162,10 +165,14 @@ def _tensor_jobs(
     }
     if not any(i is not None for i in inputs):
         return [TensorJob(index=index, shape=shape, action="copy", base=base, inputs=(), **common)]
-    settings = draft.recipe.settings_for(name, align.layer_of(name), draft.n_layers, align.is_input_embedding(name, shape))
+    settings = draft.recipe.settings_for(
+        name, align.layer_of(name), draft.n_layers, align.is_input_embedding(name, shape)
+    )
     rows = {i.shape[0] for i in inputs if isinstance(i, TensorSpec) and i.shape != shape}
     if not rows:
-        return [TensorJob(index=index, shape=shape, action="merge", base=base, inputs=inputs, settings=settings, **common)]
+        return [
+            TensorJob(index=index, shape=shape, action="merge", base=base, inputs=inputs, settings=settings, **common)
+        ]
     return _row_jobs(draft, base, inputs, settings, index, common)
 
 
@@ -178,7 +185,7 @@ def _row_jobs(
     draft.vocab_rows = top
     edges = [0, *sorted(c for c in counts if c < top), top]
     jobs: list[TensorJob] = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         part = tuple(_rows(i, low, high) if isinstance(i, TensorSpec) else i for i in inputs)
         own = _rows(base, low, high)
         if own is None:
@@ -252,8 +259,12 @@ def _tokenizer_source(draft: Draft) -> int:
     if wanted == "base":
         return -1
     source = next(i for i, m in enumerate(draft.models) if m.name == wanted)
-    if not any(f.path in draft.models[source].files for f in layout.companions(draft.base, draft.models[source], source)):
-        draft.problem("error", f"tokenizer: {wanted}: {draft.models[source].repo} has no tokenizer files", "set `tokenizer: base`")
+    if not any(
+        f.path in draft.models[source].files for f in layout.companions(draft.base, draft.models[source], source)
+    ):
+        draft.problem(
+            "error", f"tokenizer: {wanted}: {draft.models[source].repo} has no tokenizer files", "set `tokenizer: base`"
+        )
     return source
 
 
@@ -278,7 +289,8 @@ def _add_heads(draft: Draft, jobs: list[TensorJob], outputs: list[OutputFile], f
             continue
         groups = [
             [TensorJob(
-                index=len(jobs) + n, name=name, kind=align.kind_of(name, spec.shape), shape=spec.shape, dtype=spec.dtype,
+                index=len(jobs) + n, name=name, kind=align.kind_of(name, spec.shape), shape=spec.shape,
+                dtype=spec.dtype,
                 output=-1, start_byte=0, end_byte=0, action="copy", base=spec, inputs=(), source=source,
             )]
             for n, (name, spec) in enumerate(sorted(aligned.heads.items(), key=lambda kv: natural_key(kv[0])))
@@ -315,10 +327,18 @@ def footprint(plan: Plan, workers: int, chunk_elements: int, piece_elements: int
     read = sum(i.size_bytes for j in plan.jobs for i in (j.base, *j.inputs) if isinstance(i, TensorSpec))
     versions = len(plan.models) + 1
     chunks = workers * chunk_elements * 8 * (versions + 2)
-    staged = max(workers, 4) * min(piece_elements, max((j.numel for j in plan.jobs), default=0)) * 2 * versions if remote else 0
+    staged = (
+        max(workers, 4) * min(piece_elements, max((j.numel for j in plan.jobs), default=0)) * 2 * versions
+        if remote
+        else 0
+    )
     matrix = get_method(plan.method).unit == "matrix"
     whole = max(
-        (j.numel * 4 * (versions + 2) for j in plan.jobs if matrix or any(isinstance(i, AdapterPart) for i in j.inputs)),
+        (
+            j.numel * 4 * (versions + 2)
+            for j in plan.jobs
+            if matrix or any(isinstance(i, AdapterPart) for i in j.inputs)
+        ),
         default=0,
     )
     return Footprint(

@@ -207,7 +207,7 @@ class Publisher:
         if foreign and not (options.overwrite or options.create_pr):
             raise TargetNotEmptyError(
                 f"{self.repo}@{branch} holds {len(foreign)} files that hubmerge did not make, e.g. {foreign[0]}",
-                hint="Choose another repository, open a pull request (--pr), or allow overwriting (overwrite=True).",
+                hint="Choose another repository, open a pull request (--pr), or give --overwrite (overwrite=True).",
             )
         self._stale = tuple(path for path in paths if is_weight_file(path))
         if branch != options.revision:

@@ -75,7 +75,8 @@ class Versions:
     job: TensorJob
     base: Slot | None
     models: tuple[Slot | torch.Tensor | None, ...]
-    """A slot to read from, a dense delta (flat) that an adapter makes, or None where the model leaves the base as it is."""
+    """A slot to read from, a dense delta (flat) that an adapter makes, or None where the model leaves the base as it
+    is."""
     factors: tuple[LowRank | None, ...]
     compute: torch.dtype
     slots: list[Slot] = field(default_factory=list)
@@ -90,7 +91,7 @@ class Versions:
 
 
 class ChunkGroup(TensorGroup):
-    """A chunk of ``Versions`` as a merge method sees it. Values are read when they are asked for, one model at a time."""
+    """A chunk of ``Versions`` as a merge method sees it; values are read when asked for, one model at a time."""
 
     def __init__(self, plan: Plan, versions: Versions, settings: Settings, scratch: Scratch) -> None:
         job = versions.job
@@ -131,9 +132,7 @@ class ChunkGroup(TensorGroup):
         if self._base is None:
             slot = self._versions.base
             self._base = (
-                self._fresh(slot)
-                if slot is not None
-                else self._scratch.take(self._n, self._versions.compute).zero_()
+                self._fresh(slot) if slot is not None else self._scratch.take(self._n, self._versions.compute).zero_()
             )
         return self._base
 
@@ -178,10 +177,12 @@ class ChunkGroup(TensorGroup):
             if len(bad):
                 where = self.start + int(bad[0])
                 return IntegrityError(
-                    f"tensor {self.name!r} of {label(i)} holds NaN or infinity (element {where}, {len(bad)} in this chunk)",
+                    f"tensor {self.name!r} of {label(i)} holds NaN or infinity (element {where}, "
+                    f"{len(bad)} in this chunk)",
                     hint="that checkpoint is damaged: use another revision of it, or exclude the tensor",
                 )
         return IntegrityError(
-            f"tensor {self.name!r}: the result overflows {str(self._versions.job.dtype.torch_name)} near element {self.start}",
+            f"tensor {self.name!r}: the result overflows {self._versions.job.dtype.torch_name!s} near "
+            f"element {self.start}",
             hint="choose a smaller scale, or dtype: float32",
         )

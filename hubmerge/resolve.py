@@ -44,7 +44,8 @@ class _Repo:
 def pin_recipe(recipe: Recipe, hub: Hub) -> tuple[PinnedModel, tuple[PinnedModel, ...]]:
     """Pin the base and all models of a recipe.
 
-    A recipe without a base takes it from its adapters' configs, or else its first model stands in (methods that need no base).
+    A recipe without a base takes it from its adapters' configs, or else its first model stands in (methods that need
+    no base).
 
     Raises:
         AccessError: A repository is missing or not accessible.
@@ -52,7 +53,9 @@ def pin_recipe(recipe: Recipe, hub: Hub) -> tuple[PinnedModel, tuple[PinnedModel
     """
     with ThreadPoolExecutor(max_workers=8) as pool:
         pending = [pool.submit(pin_model, hub, m.repo, m.revision, "model", m.name) for m in recipe.models]
-        given = pool.submit(pin_model, hub, recipe.base.repo, recipe.base.revision, "base", "base") if recipe.base else None
+        given = (
+            pool.submit(pin_model, hub, recipe.base.repo, recipe.base.revision, "base", "base") if recipe.base else None
+        )
         base = given.result() if given else None
         models = tuple(p.result() for p in pending)
     if base is None:
@@ -71,10 +74,15 @@ def _on_base(model: PinnedModel, base: PinnedModel) -> PinnedModel:
 
 
 def _implied_base(recipe: Recipe, models: tuple[PinnedModel, ...], hub: Hub) -> PinnedModel:
-    named = {str(m.adapter["base_model_name_or_path"]): m for m in models if m.adapter and m.adapter.get("base_model_name_or_path")}
+    named = {
+        str(m.adapter["base_model_name_or_path"]): m
+        for m in models
+        if m.adapter and m.adapter.get("base_model_name_or_path")
+    }
     if len(named) > 1:
         raise SourceError(
-            f"the adapters name different bases: {', '.join(repr(n) for n in named)}", hint="set `base:` to the one to use"
+            f"the adapters name different bases: {', '.join(repr(n) for n in named)}",
+            hint="set `base:` to the one to use",
         )
     if named:
         name, adapter = next(iter(named.items()))
@@ -82,7 +90,8 @@ def _implied_base(recipe: Recipe, models: tuple[PinnedModel, ...], hub: Hub) -> 
         return pin_model(hub, name, str(revision) if revision else None, "base", "base")
     if get_method(recipe.method).uses_base:
         raise RecipeError(
-            f"{recipe.method} needs a base, and no model is an adapter that names one", hint="set `base:` (--base) to the common base"
+            f"{recipe.method} needs a base, and no model is an adapter that names one",
+            hint="set `base:` (--base) to the common base",
         )
     first = recipe.models[0]
     return pin_model(hub, first.repo, first.revision, "base", "base")
@@ -128,7 +137,9 @@ def _is_folder(repo: str) -> bool:
 def _local(repo: str, revision: str | None) -> _Repo:
     root = Path(repo).expanduser()
     if not root.is_dir():
-        raise SourceError(f"{repo}: no such folder", hint="give a folder with config.json and *.safetensors, or a Hub repo id")
+        raise SourceError(
+            f"{repo}: no such folder", hint="give a folder with config.json and *.safetensors, or a Hub repo id"
+        )
     if revision:
         raise SourceError(f"{repo}@{revision}: a local folder has no revisions", hint="leave the @revision out")
     files = {
@@ -158,7 +169,9 @@ def _remote(hub: Hub, repo: str, revision: str | None) -> _Repo:
         hub.open(repo, commit, files[path]).read_into(start, memoryview(data))
         return bytes(data)
 
-    return _Repo(f"{repo}@{commit[:12]}", repo, commit, None, files, lambda p: hub.read_small(repo, commit, p), read_range)
+    return _Repo(
+        f"{repo}@{commit[:12]}", repo, commit, None, files, lambda p: hub.read_small(repo, commit, p), read_range
+    )
 
 
 def _json(place: _Repo, path: str) -> dict[str, Any]:
@@ -167,7 +180,9 @@ def _json(place: _Repo, path: str) -> dict[str, Any]:
     try:
         value = json.loads(place.read(path))
     except (ValueError, RecursionError) as e:
-        raise IntegrityError(f"{place.label}/{path}: not valid JSON ({str(e)[:100]})", hint="repair or download it again") from e
+        raise IntegrityError(
+            f"{place.label}/{path}: not valid JSON ({str(e)[:100]})", hint="repair or download it again"
+        ) from e
     if not isinstance(value, dict):
         raise IntegrityError(f"{place.label}/{path}: not a JSON object", hint="repair or download it again")
     return value
@@ -189,7 +204,11 @@ def _weight_files(place: _Repo) -> list[str]:
         return _indexed(place)
     if _WEIGHTS in files:
         return [_WEIGHTS]
-    top = [p for p in files if p.endswith(".safetensors") and "/" not in p and p != _ADAPTER and not p.startswith("consolidated")]
+    top = [
+        p
+        for p in files
+        if p.endswith(".safetensors") and "/" not in p and p != _ADAPTER and not p.startswith("consolidated")
+    ]
     if len(top) == 1:
         return top
     if top:
@@ -201,18 +220,24 @@ def _weight_files(place: _Repo) -> list[str]:
     if pickles:
         raise SourceError(
             f"{place.label}: no safetensors weights, only {pickles[0]}, a format that can run code when loaded",
-            hint="convert it once with transformers: AutoModel.from_pretrained(...).save_pretrained(...), or use the repo's refs/pr/N "
-            "revision with converted weights",
+            hint="convert it once: AutoModel.from_pretrained(...).save_pretrained(...), or use a revision with converted "
+            "weights (often refs/pr/1)",
         )
     if any(p.endswith(_QUANTISED_FILES) for p in files):
-        raise SourceError(f"{place.label}: only GGUF files, which are quantised", hint="use the checkpoint they were made from")
-    raise SourceError(f"{place.label}: no weights found (no {_WEIGHTS}, no {_INDEX})", hint="check the repo id and revision")
+        raise SourceError(
+            f"{place.label}: only GGUF files, which are quantised", hint="use the checkpoint they were made from"
+        )
+    raise SourceError(
+        f"{place.label}: no weights found (no {_WEIGHTS}, no {_INDEX})", hint="check the repo id and revision"
+    )
 
 
 def _indexed(place: _Repo) -> list[str]:
     weight_map = _json(place, _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise IntegrityError(f"{place.label}/{_INDEX}: has no weight_map", hint="save the model again with save_pretrained")
+        raise IntegrityError(
+            f"{place.label}/{_INDEX}: has no weight_map", hint="save the model again with save_pretrained"
+        )
     names = sorted(set(weight_map.values()))
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or name not in place.files:

@@ -17,7 +17,7 @@ class Cancelled(Exception):  # noqa: N818 - control flow between workers, never 
 
 
 class Schedule:
-    """Callables run by several threads in order of priority; a running one may add more. The first exception stops all."""
+    """Callables run by several threads in order of priority; a running one may add more, the first error stops all."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[tuple[int, ...], int, Callable[[Scratch], None]]] = []
@@ -84,7 +84,7 @@ class Schedule:
                     work(scratch)
                 except Cancelled:
                     pass
-                except BaseException as e:  # noqa: BLE001 - handed to the thread that called run()
+                except BaseException as e:
                     self.stop(e)
                 finally:
                     with self._condition:

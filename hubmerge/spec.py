@@ -207,8 +207,10 @@ class Params(BaseModel):
 class TensorGroup(ABC):
     """All versions of one tensor, or of one chunk of it, as a merge method sees them.
 
-    Values come in the compute dtype (float64 if any input is float64, else float32). An element-wise method gets a flat chunk
-    (n,) that starts at element ``start`` of the tensor; a matrix method gets the whole tensor, 2-D weights of linear layers
+    Values come in the compute dtype (float64 if any input is float64, else float32). An element-wise method gets a
+    flat chunk
+    (n,) that starts at element ``start`` of the tensor; a matrix method gets the whole tensor, 2-D weights of linear
+    layers
     as (out, in) whatever their stored orientation.
     """
 
@@ -268,7 +270,8 @@ class Stats(Protocol):
     def wants(self, name: str, start: int = 0, stop: int | None = None) -> bool:
         """Whether the next pass needs elements [start, stop) of this tensor.
 
-        Without a range: whether it needs any of the tensor. A chunk that is not wanted need not be read; seeing it does no harm.
+        Without a range: whether it needs any of the tensor. A chunk that is not wanted need not be read; seeing it
+        does no harm.
         """
         ...
 
@@ -276,8 +279,10 @@ class Stats(Protocol):
 class Method(ABC):
     """A merge method: pure tensor algebra on one tensor at a time.
 
-    A method that needs to know more than the chunk in front of it (a threshold, a norm, the angle between two models) returns
-    an initial ``Stats`` from ``begin``. The engine then repeats passes: it adds up ``observe`` over all chunks of the scope and hands
+    A method that needs to know more than the chunk in front of it (a threshold, a norm, the angle between two
+    models) returns
+    an initial ``Stats`` from ``begin``. The engine then repeats passes: it adds up ``observe`` over all chunks of
+    the scope and hands
     the sum to ``settle``, until the result says ``done``; then it calls ``merge`` chunk by chunk.
     """
 
@@ -325,7 +330,8 @@ class Method(ABC):
 
 
 Input = TensorSpec | AdapterPart | None
-"""Where a model's version of a tensor comes from: its own tensor, an adapter's change of the base, or None: unchanged."""
+"""Where a model's version of a tensor comes from: its own tensor, an adapter's change of the base, or None:
+unchanged."""
 
 
 @dataclass(frozen=True, slots=True)

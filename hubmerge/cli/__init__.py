@@ -55,10 +55,15 @@ def main(args: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except Exception as e:  # noqa: BLE001 - the last resort before a user sees a traceback
+    except Exception as e:
         if debug:
             raise
-        _fail(HubMergeError(f"internal error: {type(e).__name__}: {e}", hint="run again with --debug and report the traceback"), debug)
+        _fail(
+            HubMergeError(
+                f"internal error: {type(e).__name__}: {e}", hint="run again with --debug and report the traceback"
+            ),
+            debug,
+        )
 
 
 def _fail(error: HubMergeError, debug: bool) -> Any:

@@ -29,7 +29,9 @@ recipe_options = _stack(
     click.argument("recipe", required=False, type=click.Path(dir_okay=False)),
     click.option("--method", help="Merge method; `hubmerge methods` lists them."),
     click.option("--base", help="Base model: repo[@revision] or folder."),
-    click.option("--model", "models", multiple=True, help="Model to merge: repo[@revision][:weight] or folder[:weight]; repeat."),
+    click.option(
+        "--model", "models", multiple=True, help="Model to merge: repo[@revision][:weight] or folder[:weight]; repeat."
+    ),
     click.option("--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the method; repeat."),
     click.option("--dtype", help="dtype of the output: bfloat16, float16, float32 or float64."),
     click.option("--seed", type=int, help="Seed of methods that draw random numbers."),
@@ -62,7 +64,10 @@ def load_recipe(recipe: str | None, **flags: Any) -> Recipe:
     if recipe is not None:
         if given:
             options = ", ".join(f"--{k.replace('_', '-')}" for k in given)
-            raise UsageError(f"{options} given together with the recipe {recipe}", hint="put it into the recipe, or leave the file out")
+            raise UsageError(
+                f"{options} given together with the recipe {recipe}",
+                hint="put it into the recipe, or leave the file out",
+            )
         return Recipe.load(recipe)
     if not method or not models:
         raise UsageError("no recipe", hint="name a recipe file, or give --method, --base and --model")

@@ -27,4 +27,6 @@ def command(repo: str | None, as_json: bool, quiet: bool, verbose: int, debug: b
 
 
 def _shown(value: Any) -> str:
-    return _output.size(value) if isinstance(value, int) and not isinstance(value, bool) and value > 1000 else str(value)
+    return (
+        _output.size(value) if isinstance(value, int) and not isinstance(value, bool) and value > 1000 else str(value)
+    )

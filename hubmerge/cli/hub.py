@@ -16,10 +16,20 @@ def command() -> None:
 
 
 @command.command("serve")
-@click.option("--root", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder that holds its data.")
+@click.option(
+    "--root", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder that holds its data."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
-@click.option("--user", "users", multiple=True, metavar="NAME:TOKEN[:read|write]", help="A user; repeat. Default: local:hf_local:write.")
+@click.option(
+    "--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
+)
+@click.option(
+    "--user",
+    "users",
+    multiple=True,
+    metavar="NAME:TOKEN[:read|write]",
+    help="A user; repeat. Default: local:hf_local:write.",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def serve(root: Path, host: str, port: int, users: tuple[str, ...], debug: bool) -> None:
     """Serve repositories from --root until interrupted; prints the lines that point clients here."""
@@ -41,4 +51,6 @@ def serve(root: Path, host: str, port: int, users: tuple[str, ...], debug: bool)
     except localhub.RootInUseError as e:
         raise UsageError(str(e), hint="give another --root, or stop the other server") from e
     except OSError as e:
-        raise UsageError(f"cannot listen on {host}:{port}: {e.strerror}", hint="give another --port; 0 takes a free one") from e
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {e.strerror}", hint="give another --port; 0 takes a free one"
+        ) from e

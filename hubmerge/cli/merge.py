@@ -12,7 +12,9 @@ from hubmerge.cli import _options, _output
 
 @click.command("merge")
 @_options.recipe_options
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the result; must not exist or be empty.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the result; must not exist or be empty."
+)
 @click.option("--overwrite", is_flag=True, help="Replace what the folder holds.")
 @_options.run_options
 def command(

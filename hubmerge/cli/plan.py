@@ -56,7 +56,8 @@ def _render(report: Any) -> str:
         "read": f"{_output.size(f.read_bytes)}{report.reading}",
         "write": f"{_output.size(f.write_bytes)} in {len(plan.outputs)} file{'s' * (len(plan.outputs) != 1)}",
         "memory": f"about {_output.size(f.memory_bytes)} at most",
-        "disk": f"{_output.size(f.write_bytes)} for a folder; {_output.size(f.largest_output_bytes)} at a time for a push",
+        "disk": f"{_output.size(f.write_bytes)} for a folder; {_output.size(f.largest_output_bytes)} "
+        "at a time for a push",
         "licence": report.license or "none: the parents' licences are unknown or differ",
         "plan": plan.digest[:12],
     }

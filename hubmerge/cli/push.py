@@ -13,7 +13,9 @@ from hubmerge.errors import UsageError
 @click.command("push")
 @_options.recipe_options
 @click.option("--to", "repo", required=True, help="Repository to publish to: namespace/name.")
-@click.option("--private", is_flag=True, help="Make the repository private when all is there (a new one is private by default).")
+@click.option(
+    "--private", is_flag=True, help="Make the repository private when all is there (a new one is private by default)."
+)
 @click.option("--public", is_flag=True, help="Make the repository public when all is there.")
 @click.option("--pr", "create_pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--revision", help="Branch to commit to; created from main if missing.")
@@ -38,7 +40,8 @@ def command(
     settings = _options.run_settings(workers, max_memory, max_disk, fetch)
     loaded = _options.load_recipe(**recipe)
     target = api.PushTarget(
-        repo=repo, private=True if private else False if public else None, create_pr=create_pr, revision=revision, tag=tag,
+        repo=repo, private=True if private else False if public else None, create_pr=create_pr, revision=revision,
+        tag=tag,
         overwrite=overwrite,
     )  # fmt: skip
     with _output.progress(quiet=quiet or as_json) as progress:

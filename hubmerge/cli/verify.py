@@ -25,4 +25,6 @@ def command(target: str, as_json: bool, quiet: bool, verbose: int, debug: bool) 
     elif not quiet:
         _output.data(report.text())
     if not report.ok:
-        raise VerificationError(f"{target} differs from its lock in {len(report.mismatches)} file{'s' * (len(report.mismatches) != 1)}")
+        raise VerificationError(
+            f"{target} differs from its lock in {len(report.mismatches)} file{'s' * (len(report.mismatches) != 1)}"
+        )

@@ -1,6 +1,7 @@
 """The safetensors header: read and checked before anything is allocated, and written with offsets known beforehand.
 
-Format: 8 bytes little-endian header length N, N bytes of JSON ``{name: {dtype, shape, data_offsets: [start, end)}}`` with offsets
+Format: 8 bytes little-endian header length N, N bytes of JSON ``{name: {dtype, shape, data_offsets: [start, end)}}``
+with offsets
 relative to byte 8+N, then the data, without holes (safetensors README, "Format").
 """
 

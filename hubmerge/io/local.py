@@ -11,7 +11,8 @@ from hubmerge.errors import IntegrityError, SourceError
 class FileSource:
     """A ByteSource over a local file. ``pread`` has no shared position, so threads need no lock.
 
-    Reading into cache-sized buffers beats mapping the file: pages are copied while hot and never count as resident memory.
+    Reading into cache-sized buffers beats mapping the file: pages are copied while hot and never count as resident
+    memory.
     """
 
     def __init__(self, path: Path, size_bytes: int | None = None) -> None:

@@ -15,7 +15,8 @@ _HASH_BLOCK_BYTES = 1 << 20
 class ShardWriter:
     """A file of known length, filled by several threads while one more hashes the finished part behind them.
 
-    The file exists under ``path`` from the start: the caller gives a temporary name and renames when ``finish`` returned.
+    The file exists under ``path`` from the start: the caller gives a temporary name and renames when ``finish``
+    returned.
 
     Args:
         path: Where to write.

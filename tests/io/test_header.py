@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hubmerge.errors import HubMergeError, IntegrityError, SourceError
@@ -33,7 +33,13 @@ def entry(dtype: str = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=8).filter(lambda n: n != "__metadata__"), st.tuples(st.sampled_from(["F32", "BF16", "I64", "BOOL"]), SHAPES), max_size=6))
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=8).filter(lambda n: n != "__metadata__"),
+        st.tuples(st.sampled_from(["F32", "BF16", "I64", "BOOL"]), SHAPES),
+        max_size=6,
+    )
+)
 def test_what_is_built_is_what_the_reference_library_reads(entries: dict[str, tuple[str, tuple[int, ...]]]) -> None:
     prefix, spans = build_header((n, DTYPES[d], s) for n, (d, s) in entries.items())
     data = prefix + bytes((spans[-1][1] if spans else len(prefix)) - len(prefix))
@@ -74,7 +80,12 @@ def test_reads_what_the_reference_library_writes(tmp_path: Path) -> None:
         (file(b"{nope"), "not valid JSON"),
         (file(b"\xff\xfe{}"), "not valid JSON"),
         (file(b"[1, 2]"), "not a JSON object"),
-        (file(b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'), "twice"),
+        (
+            file(
+                b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
+            ),
+            "twice",
+        ),
         (file(b"[" * 50_000 + b"]" * 50_000), "not valid JSON"),
         (file({"__metadata__": {"a": 1}}), "__metadata__"),
         (file({"a": 3}), "not described by an object"),
@@ -108,7 +119,5 @@ def test_unknown_dtype_is_named() -> None:
 
 @given(st.binary(max_size=200))
 def test_no_header_makes_the_parser_fail_otherwise(raw: bytes) -> None:
-    try:
+    with contextlib.suppress(HubMergeError):
         parse_header(raw, 8 + len(raw), "f", "f")
-    except HubMergeError:
-        pass

@@ -38,12 +38,27 @@ def _pixels(size: int) -> dict[str, torch.Tensor]:
 
 
 def _vit(**extra: Any) -> Any:
-    return tf.ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=16, patch_size=8, **extra)
+    return tf.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        image_size=16,
+        patch_size=8,
+        **extra,
+    )
 
 
 def _clip(**extra: Any) -> Any:
     return tf.CLIPVisionConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=16, patch_size=8, projection_dim=16, **extra
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        image_size=16,
+        patch_size=8,
+        projection_dim=16,
+        **extra,
     )
 
 
@@ -52,7 +67,17 @@ def _llama(**extra: Any) -> Any:
 
 
 def _gpt2(**extra: Any) -> Any:
-    return tf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=96, n_positions=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, **extra)
+    return tf.GPT2Config(
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        vocab_size=96,
+        n_positions=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **extra,
+    )
 
 
 def _t5(**extra: Any) -> Any:
@@ -60,7 +85,9 @@ def _t5(**extra: Any) -> Any:
 
 
 def _deberta(**extra: Any) -> Any:
-    return tf.DebertaV2Config(**_TEXT, relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"], share_att_key=True, **extra)
+    return tf.DebertaV2Config(
+        **_TEXT, relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"], share_att_key=True, **extra
+    )
 
 
 def _qwen3(**extra: Any) -> Any:
@@ -73,14 +100,18 @@ def _mixtral(**extra: Any) -> Any:
 
 FAMILIES: dict[str, Family] = {
     "vit": Family(
-        lambda: tf.ViTModel(_vit(), add_pooling_layer=False), lambda n: tf.ViTForImageClassification(_vit(num_labels=n)), _pixels(16),
+        lambda: tf.ViTModel(_vit(), add_pooling_layer=False),
+        lambda n: tf.ViTForImageClassification(_vit(num_labels=n)),
+        _pixels(16),
         {"add_pooling_layer": False},
     ),
     "clip-vision": Family(
         lambda: tf.CLIPVisionModel(_clip()), lambda n: tf.CLIPVisionModelWithProjection(_clip()), _pixels(16)
     ),
     "bert": Family(
-        lambda: tf.BertModel(tf.BertConfig(**_TEXT)), lambda n: tf.BertForSequenceClassification(tf.BertConfig(**_TEXT, num_labels=n)), _ids()
+        lambda: tf.BertModel(tf.BertConfig(**_TEXT)),
+        lambda n: tf.BertForSequenceClassification(tf.BertConfig(**_TEXT, num_labels=n)),
+        _ids(),
     ),
     "bert-mlm": Family(
         lambda: tf.BertForMaskedLM(tf.BertConfig(**_TEXT)),
@@ -93,10 +124,16 @@ FAMILIES: dict[str, Family] = {
         _ids(),
     ),
     "deberta-v2": Family(
-        lambda: tf.DebertaV2Model(_deberta()), lambda n: tf.DebertaV2ForSequenceClassification(_deberta(num_labels=n)), _ids()
+        lambda: tf.DebertaV2Model(_deberta()),
+        lambda n: tf.DebertaV2ForSequenceClassification(_deberta(num_labels=n)),
+        _ids(),
     ),
-    "gpt2": Family(lambda: tf.GPT2Model(_gpt2()), lambda n: tf.GPT2ForSequenceClassification(_gpt2(num_labels=n)), _ids()),
-    "gpt2-lm": Family(lambda: tf.GPT2LMHeadModel(_gpt2()), lambda n: tf.GPT2ForSequenceClassification(_gpt2(num_labels=n)), _ids()),
+    "gpt2": Family(
+        lambda: tf.GPT2Model(_gpt2()), lambda n: tf.GPT2ForSequenceClassification(_gpt2(num_labels=n)), _ids()
+    ),
+    "gpt2-lm": Family(
+        lambda: tf.GPT2LMHeadModel(_gpt2()), lambda n: tf.GPT2ForSequenceClassification(_gpt2(num_labels=n)), _ids()
+    ),
     "t5": Family(
         lambda: tf.T5ForConditionalGeneration(_t5()),
         lambda n: tf.T5ForConditionalGeneration(_t5()),

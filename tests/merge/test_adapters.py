@@ -1,4 +1,5 @@
-"""Adapters through the whole pipeline: one adapter with weight 1 is what PEFT's own merge gives; mixed inputs agree with a naive loop."""
+"""Adapters through the whole pipeline: one adapter with weight 1 is what PEFT's own merge gives; mixed inputs agree
+with a naive loop."""
 
 from __future__ import annotations
 
@@ -69,7 +70,11 @@ def test_one_adapter_with_weight_1_is_pefts_own_merge_bit_for_bit(kind: str, tmp
     make_adapter(KINDS[kind](), reload(tmp_path / "base"), tmp_path / "adapter")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        reference = peft.PeftModel.from_pretrained(reload(tmp_path / "base"), tmp_path / "adapter").merge_and_unload().state_dict()
+        reference = (
+            peft.PeftModel.from_pretrained(reload(tmp_path / "base"), tmp_path / "adapter")
+            .merge_and_unload()
+            .state_dict()
+        )
     found = merge("task_arithmetic", tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", "scale=1.0")
     base = stored(tmp_path / "base")
     assert found.keys() == base.keys()
@@ -83,7 +88,9 @@ def test_conv1d_base_and_head(tmp_path: Path) -> None:
     torch.manual_seed(0)
     _save(tf.GPT2LMHeadModel(_gpt2()), tmp_path / "base")
     task = tf.GPT2ForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
-    config = peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["score"], task_type="SEQ_CLS")
+    config = peft.LoraConfig(
+        r=4, target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["score"], task_type="SEQ_CLS"
+    )
     model = make_adapter(config, task, tmp_path / "adapter")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -108,9 +115,14 @@ def test_adapters_and_full_checkpoints_together(method: str, tmp_path: Path) -> 
     for i, kind in enumerate(("lora", "dora")):
         model = make_adapter(KINDS[kind](), reload(tmp_path / "base"), tmp_path / kind, seed=i + 1)
         _save(model.merge_and_unload(), tmp_path / f"{kind}-merged")
-    mixed = merge(method, tmp_path / "base", [tmp_path / "lora", tmp_path / "full", tmp_path / "dora"], tmp_path / "mixed")
+    mixed = merge(
+        method, tmp_path / "base", [tmp_path / "lora", tmp_path / "full", tmp_path / "dora"], tmp_path / "mixed"
+    )
     dense = merge(
-        method, tmp_path / "base", [tmp_path / "lora-merged", tmp_path / "full", tmp_path / "dora-merged"], tmp_path / "dense"
+        method,
+        tmp_path / "base",
+        [tmp_path / "lora-merged", tmp_path / "full", tmp_path / "dora-merged"],
+        tmp_path / "dense",
     )
     for name, value in dense.items():
         torch.testing.assert_close(mixed[name], value, rtol=1e-5, atol=1e-7, msg=name)
@@ -129,10 +141,15 @@ def test_base_is_taken_from_the_adapter_if_the_recipe_names_none(tmp_path: Path)
     [
         (lambda: peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "PROMPT_TUNING"),
         (lambda: peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "PREFIX_TUNING"),
-        (lambda: peft.LoraConfig(r=2, target_modules=ATTENTION, alora_invocation_tokens=[1], task_type="CAUSAL_LM"), "activated LoRA"),
+        (
+            lambda: peft.LoraConfig(r=2, target_modules=ATTENTION, alora_invocation_tokens=[1], task_type="CAUSAL_LM"),
+            "activated LoRA",
+        ),
     ],
 )
-def test_kinds_that_cannot_be_merged_are_refused_by_name(config: Callable[[], Any], message: str, tmp_path: Path) -> None:
+def test_kinds_that_cannot_be_merged_are_refused_by_name(
+    config: Callable[[], Any], message: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     _save(tf.LlamaForCausalLM(_llama()), tmp_path / "base")
     make_adapter(config(), reload(tmp_path / "base"), tmp_path / "adapter")
@@ -148,7 +165,7 @@ def test_wrong_base_is_found_from_headers(tmp_path: Path) -> None:
     wide = _llama()
     wide.hidden_size = 48
     _save(tf.LlamaForCausalLM(wide), tmp_path / "wide")
-    with pytest.raises(HubMergeError, match=r"the adapter is made for 'model.layers.0.self_attn.q_proj.weight' of shape \(32, 32\)"):
+    with pytest.raises(
+        HubMergeError, match=r"the adapter is made for 'model.layers.0.self_attn.q_proj.weight' of shape \(32, 32\)"
+    ):
         merge("task_arithmetic", tmp_path / "wide", [tmp_path / "adapter"], tmp_path / "out")
-
-

@@ -1,4 +1,5 @@
-"""Every architecture: a base and two fine-tunes of other dtypes, shard layouts and head sizes, merged and loaded back."""
+"""Every architecture: a base and two fine-tunes of other dtypes, shard layouts and head sizes, merged and loaded
+back."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def test_merge_equals_naive_loop_and_loads_in_transformers(family: str, tmp_path
     base, tunes = build(family, tmp_path)
     out = merged(base, tunes, tmp_path / "out")
     assert_equal_to_naive(base, tunes, out)
-    model, report = type(FAMILIES[family].base()).from_pretrained(out, output_loading_info=True, **FAMILIES[family].load)
+    model, report = type(FAMILIES[family].base()).from_pretrained(
+        out, output_loading_info=True, **FAMILIES[family].load
+    )
     assert not report["missing_keys"]
     assert not report["mismatched_keys"]
     with torch.no_grad():
@@ -42,7 +45,9 @@ def test_merge_equals_naive_loop_and_loads_in_transformers(family: str, tmp_path
     assert all(torch.isfinite(t).all() for t in output.to_tuple() if isinstance(t, torch.Tensor))
 
 
-@pytest.mark.parametrize("family", ["vit", "bert", "bert-mlm", "roberta", "deberta-v2", "gpt2", "gpt2-lm", "llama-classification"])
+@pytest.mark.parametrize(
+    "family", ["vit", "bert", "bert-mlm", "roberta", "deberta-v2", "gpt2", "gpt2-lm", "llama-classification"]
+)
 def test_heads_of_single_tasks_are_kept_and_fit_their_task(family: str, tmp_path: Path) -> None:
     base, tunes = build(family, tmp_path)
     out = merged(base, tunes, tmp_path / "out")
@@ -99,7 +104,10 @@ def test_untied_fine_tune_of_a_tied_base_gets_its_own_output_embedding(tmp_path:
     found = stored(out)
     embed = stored(tmp_path / "base")["model.embed_tokens.weight"].double()
     expected = embed + 0.5 * (
-        stored(tmp_path / "tied")["model.embed_tokens.weight"].double() - embed + stored(tmp_path / "untied")["lm_head.weight"].double() - embed
+        stored(tmp_path / "tied")["model.embed_tokens.weight"].double()
+        - embed
+        + stored(tmp_path / "untied")["lm_head.weight"].double()
+        - embed
     )
     torch.testing.assert_close(found["lm_head.weight"], expected.float(), rtol=3e-7, atol=1e-8)
     model = tf.LlamaForCausalLM.from_pretrained(out)
@@ -120,7 +128,11 @@ def test_vocabulary_policy(vocab: str, tmp_path: Path) -> None:
         model.resize_token_embeddings(rows, mean_resizing=False)
         _save(model, tmp_path / f"task{i}")
     recipe = hubmerge.Recipe.from_flags(
-        "task_arithmetic", str(tmp_path / "base"), [str(tmp_path / "task0"), str(tmp_path / "task1")], ["scale=0.5"], vocab=vocab
+        "task_arithmetic",
+        str(tmp_path / "base"),
+        [str(tmp_path / "task0"), str(tmp_path / "task1")],
+        ["scale=0.5"],
+        vocab=vocab,
     )
     hubmerge.merge(recipe, tmp_path / "out")
     found = stored(tmp_path / "out")["model.embed_tokens.weight"]

@@ -1,4 +1,5 @@
-"""The same inputs give the same bytes: for any hash seed, number of workers, chunk size, shard layout, and way of reading."""
+"""The same inputs give the same bytes: for any hash seed, number of workers, chunk size, shard layout, and way of
+reading."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from hubmerge.localhub import LocalHub
 from hubmerge.methods import all_methods
 
 SHAPES = {
-    "layers.0.w": (300, 400), "layers.1.w": (300, 400), "layers.10.w": (7, 11), "embed.weight": (513, 200), "norm": (5,), "layers.2.w": (40000,),
+    "layers.0.w": (300, 400), "layers.1.w": (300, 400), "layers.10.w": (7, 11), "embed.weight": (513, 200), "norm":
+    (5,), "layers.2.w": (40000,),
 }  # fmt: skip
 TASKS = ("a", "b", "c")
 # Every method once, and the options that take other paths through statistics and random bits.
@@ -44,7 +46,10 @@ def save(values: dict[str, torch.Tensor], folder: Path, n_shards: int, order: in
     folder.mkdir(parents=True)
     names = sorted(values, key=lambda n: zlib.crc32(f"{order}{n}".encode()) if order else n)
     parts = [names[i::n_shards] for i in range(n_shards)]
-    files = [f"model-{i + 1:05d}-of-{n_shards:05d}.safetensors" if n_shards > 1 else "model.safetensors" for i in range(n_shards)]
+    files = [
+        f"model-{i + 1:05d}-of-{n_shards:05d}.safetensors" if n_shards > 1 else "model.safetensors"
+        for i in range(n_shards)
+    ]
     for part, file in zip(parts, files, strict=True):
         save_file({n: values[n] for n in part}, folder / file, metadata={"format": "pt"})
     if n_shards > 1:
