@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -31,14 +32,14 @@ class Inputs:
         plan: Which models.
         hub: How to reach those that are not folders.
         fetch: ``stream`` never stores an input; ``cache`` downloads into the Hugging Face cache; ``auto`` uses what
-        the cache has,
-            downloads if the disk has room to spare, and streams otherwise.
+            the cache has, downloads if the disk has room to spare, and streams otherwise.
     """
 
     def __init__(self, plan: Plan, hub: Hub, fetch: Fetch = "auto", max_disk_bytes: int | None = None) -> None:
         self._plan = plan
         self._hub = hub
         self._open: dict[tuple[int, str], ByteSource] = {}
+        self._gates: defaultdict[tuple[int, str], threading.Lock] = defaultdict(threading.Lock)
         self._loaded: dict[tuple[int, str], torch.Tensor] = {}
         self._lock = threading.Lock()
         self._stream = {s: self._streams(s, fetch, max_disk_bytes) for s in range(-1, len(plan.models))}
@@ -105,8 +106,14 @@ class Inputs:
         """
         with self._lock:
             found = self._open.get((source, file))
-            if found is None:
-                found = self._open[source, file] = self._make(source, file)
+            gate = self._gates[source, file]
+        if found is not None:
+            return found
+        # One lock for each file: opening may be a long download, which others must not wait for, nor ``close``.
+        with gate:
+            found = self._open.get((source, file)) or self._make(source, file)
+            with self._lock:
+                self._open[source, file] = found
             return found
 
     def _make(self, source: int, file: str) -> ByteSource:

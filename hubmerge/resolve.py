@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from hubmerge import adapters
 from hubmerge.errors import IntegrityError, RecipeError, SourceError
+from hubmerge.io import threads
 from hubmerge.io.header import Header, read_header
 from hubmerge.io.local import FileSource
 from hubmerge.methods import get_method
@@ -51,7 +51,7 @@ def pin_recipe(recipe: Recipe, hub: Hub) -> tuple[PinnedModel, tuple[PinnedModel
         AccessError: A repository is missing or not accessible.
         SourceError: A model cannot be merged; the message says why.
     """
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with threads.pool(8) as pool:
         pending = [pool.submit(pin_model, hub, m.repo, m.revision, "model", m.name) for m in recipe.models]
         given = (
             pool.submit(pin_model, hub, recipe.base.repo, recipe.base.revision, "base", "base") if recipe.base else None
@@ -220,8 +220,8 @@ def _weight_files(place: _Repo) -> list[str]:
     if pickles:
         raise SourceError(
             f"{place.label}: no safetensors weights, only {pickles[0]}, a format that can run code when loaded",
-            hint="convert it once: AutoModel.from_pretrained(...).save_pretrained(...), or use a revision with converted "
-            "weights (often refs/pr/1)",
+            hint="convert it once: AutoModel.from_pretrained(...).save_pretrained(...), or use a revision with "
+            "converted weights (often refs/pr/1)",
         )
     if any(p.endswith(_QUANTISED_FILES) for p in files):
         raise SourceError(
@@ -253,7 +253,7 @@ def _inventory(place: _Repo, weights: list[str]) -> tuple[dict[str, TensorSpec],
         size = place.files[path].size_bytes
         return read_header(lambda a, b: place.read_range(path, a, b), size, path, f"{place.label}/{path}")
 
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with threads.pool(8) as pool:
         headers = list(pool.map(header, weights))
     tensors: dict[str, TensorSpec] = {}
     digest = hashlib.sha256()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from hubmerge.errors import IntegrityError, SourceError, UsageError, VerificationError
+from hubmerge.io import threads
 from hubmerge.lock import LOCK_NAME, Lock, OutputDigest, loads
 from hubmerge.markdown import one_line
 from hubmerge.recipe.refs import ModelRef
@@ -265,7 +265,7 @@ def _compare(
             return Mismatch(file.path, "changed", expected, Found(file.size_bytes, found)), read_bytes
         return None, read_bytes
 
-    with ThreadPoolExecutor(max_workers=min(_MAX_THREADS, 2 * (os.cpu_count() or 1))) as pool:
+    with threads.pool(min(_MAX_THREADS, 2 * (os.cpu_count() or 1))) as pool:
         results = list(pool.map(check, lock.outputs))
     others = sorted(present.keys() - {f.path for f in lock.outputs} - {LOCK_NAME, ".gitattributes"})
     extra = [Mismatch(p, "extra", None, Found(present[p])) for p in others if _is_loadable(p)]

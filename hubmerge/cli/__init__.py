@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ import click
 from hubmerge import __version__
 from hubmerge.cli import _output
 from hubmerge.errors import CancelledError, HubMergeError
+from hubmerge.io.threads import anybody_left
 
 
 class _Commands(click.Group):
@@ -43,13 +45,11 @@ def main(args: list[str] | None = None) -> None:
     try:
         code = cli.main(arguments, prog_name="hubmerge", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         _fail(CancelledError("cancelled"), debug)
     except click.ClickException as e:
         e.show()
         sys.exit(2)
-    except KeyboardInterrupt:
-        _fail(CancelledError("cancelled; nothing was published or left under its final name"), debug)
     except HubMergeError as e:
         _fail(e, debug)
     except BrokenPipeError:
@@ -68,4 +68,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _fail(error: HubMergeError, debug: bool) -> Any:
     _output.error(error, debug=debug)
+    if isinstance(error, CancelledError) and anybody_left():
+        # Threads that wait for a server cannot be stopped; everything else has been cleaned up on the way here.
+        os._exit(error.exit_code)
     sys.exit(error.exit_code)
