@@ -5,11 +5,14 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
+import time
 from collections.abc import Callable
 
 import torch
 
 from hubmerge.reader import Scratch
+
+_PATIENCE_S = 2.0
 
 
 class Cancelled(Exception):  # noqa: N818 - control flow between workers, never seen outside
@@ -58,8 +61,10 @@ class Schedule:
                     t.join(0.2)
         except BaseException as e:
             self.stop(e)
+            # A thread that waits for a silent server is left behind: it looks for the stop before it writes again.
+            until = time.monotonic() + _PATIENCE_S
             for t in threads:
-                t.join()
+                t.join(max(until - time.monotonic(), 0))
             raise
         if self.error is not None:
             raise self.error
