@@ -10,7 +10,7 @@ import torch
 
 from hubmerge.rng import bernoulli, realised, stream_key
 from hubmerge.spec import TensorGroup
-from hubmerge.sums import Sums, absolute_sums
+from hubmerge.sums import Sums, magnitude_sums
 
 Rescale = Literal["inverse", "l1", "none"]
 
@@ -23,20 +23,25 @@ def kept_delta(group: TensorGroup, i: int, density: float) -> torch.Tensor:
 
     Which entries stay depends on the seed, the model's name, the tensor's name and the entry's index alone.
     """
-    delta = group.delta(i)
-    if density >= 1.0:
-        return delta
-    values = delta.numpy()
-    kept = bernoulli(stream_key(group.seed, group.tasks[i], group.name), group.start, len(values), density)
-    np.multiply(values, kept, out=values)
+    return _drop_(group.delta(i), group, i, density)
+
+
+def _drop_(delta: torch.Tensor, group: TensorGroup, i: int, density: float) -> torch.Tensor:
+    if density < 1.0:
+        values = delta.numpy()
+        kept = bernoulli(stream_key(group.seed, group.tasks[i], group.name), group.start, len(values), density)
+        np.multiply(values, kept, out=values)
     return delta
 
 
 def observed_norms(group: TensorGroup, densities: Sequence[float]) -> Sums:
     """L1 norms of the chunk's deltas, then of what is kept of them: 2T sums."""
-    deltas = [group.delta(i) for i in range(len(group))]
-    kept = [kept_delta(group, i, density) for i, density in enumerate(densities)]
-    return absolute_sums([*deltas, *kept])
+    whole, kept = [], []
+    for i, density in enumerate(densities):
+        delta = group.delta(i).abs_()
+        whole.append(magnitude_sums(delta))
+        kept.append(magnitude_sums(_drop_(delta, group, i, density)))
+    return Sums((np.stack([*whole, *kept], axis=1),))
 
 
 def rescale_factor(rescale: Rescale, density: float, i: int, norms: Any | None) -> float:

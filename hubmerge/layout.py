@@ -13,7 +13,8 @@ from hubmerge.spec import OutputFile, PinnedModel, SmallFile, TensorJob
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "bpe.codes", "chat_template.jinja", "chat_template.json",
+    "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "bpe.codes",
+    "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/*.jinja",
 )  # fmt: skip
 MODEL_FILES = (

@@ -1,23 +1,31 @@
 """Counter-based random bits: a function of (seed, names, index), with no generator state anywhere.
 
 The stream of a key is Philox4x64-10 (Salmon et al., SC 2011) in counter mode. Block b (b = 0, 1, …) is the output for
-the 256-bit counter b + 1; word w of the stream is output word w % 4 of block w // 4; and 16-bit lane i of the stream is
-bits [16 j, 16 j + 16) of word i // 4, with j = i % 4. Element i of a tensor uses lane i, so any range can be computed
-alone.
+the 256-bit counter b + 1; word w of the stream is output word w % 4 of block w // 4; and lane i of n bits (n = 8 or 16)
+is bits [n j, n j + n) of word i // (64 / n), with j = i % (64 / n).
+
+An event of probability q / 2**24 (q an integer) happens to element i if its 8-bit lane i is less than q >> 16. If they
+are equal, a 16-bit lane decides, which must be less than q & 0xFFFF: the k-th such element of the segment of 32768
+elements that begins at element s uses lane 2**82 + s + k. So one byte decides nearly always, and any segment can be
+computed alone.
 """
 
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-LANE_BITS = 16
-"""Bits per element: probabilities are multiples of 2**-16, at most 2**-17 away from what is asked for."""
+RESOLUTION_BITS = 24
+"""Probabilities are multiples of 2**-24, at most 2**-25 away from what is asked for."""
+SEGMENT = 32768
+"""Elements whose undecided ones are counted together."""
 
 _WORDS_PER_BLOCK = 4
-_LANES_PER_WORD = 4
+_UNDECIDED = 1 << 82
 
 
 def stream_key(*parts: int | str) -> tuple[int, int]:
@@ -44,24 +52,42 @@ def words(key: tuple[int, int], start: int, count: int) -> npt.NDArray[np.uint64
     return found[skip:]
 
 
-def lanes(key: tuple[int, int], start: int, count: int) -> npt.NDArray[np.uint16]:
-    """Lanes [start, start + count) of the key's stream: uniform 16-bit integers, (count,)."""
-    word, skip = divmod(start, _LANES_PER_WORD)
-    raw = words(key, word, -(-(skip + count) // _LANES_PER_WORD))
-    found: npt.NDArray[np.uint16] = raw.astype("<u8", copy=False).view("<u2")
+def lanes(key: tuple[int, int], start: int, count: int, bits: int) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Lanes [start, start + count) of 8 or 16 bits of the key's stream: uniform integers, (count,)."""
+    per_word = 64 // bits
+    word, skip = divmod(start, per_word)
+    raw = words(key, word, -(-(skip + count) // per_word))
+    found: npt.NDArray[np.unsignedinteger[Any]] = raw.astype("<u8", copy=False).view(f"<u{bits // 8}")
     return found[skip : skip + count]
 
 
 def threshold(probability: float) -> int:
-    """The lane value below which an event of this probability happens; at least 1 for a positive probability."""
-    return max(1, round(probability * (1 << LANE_BITS))) if probability > 0 else 0
+    """The probability in units of 2**-24; at least 1 if it is positive."""
+    return max(1, round(probability * (1 << RESOLUTION_BITS))) if probability > 0 else 0
 
 
 def realised(probability: float) -> float:
-    """The probability that ``bernoulli`` really has: the nearest multiple of 2**-16."""
-    return threshold(probability) / (1 << LANE_BITS)
+    """The probability that ``bernoulli`` really has: the nearest multiple of 2**-24."""
+    return threshold(probability) / (1 << RESOLUTION_BITS)
 
 
 def bernoulli(key: tuple[int, int], start: int, count: int, probability: float) -> npt.NDArray[np.bool_]:
-    """Independent events with the realised probability for elements [start, start + count), (count,)."""
-    return lanes(key, start, count) < threshold(probability)
+    """Independent events with the realised probability for elements [start, start + count), (count,).
+
+    Args:
+        key: From ``stream_key``.
+        start: A multiple of 32768.
+        count: Number of elements.
+        probability: Between 0 and 1.
+    """
+    limit = threshold(probability)
+    first = lanes(key, start, count, 8)
+    happens = first < (limit >> 16)
+    if not limit & 0xFFFF:
+        return happens
+    undecided = np.flatnonzero(first == limit >> 16)
+    edges = np.searchsorted(undecided, range(0, count + SEGMENT, SEGMENT))
+    for n, (low, high) in enumerate(pairwise(edges.tolist())):
+        second = lanes(key, _UNDECIDED + start + n * SEGMENT, high - low, 16)
+        happens[undecided[low:high]] = second < (limit & 0xFFFF)
+    return happens

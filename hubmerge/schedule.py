@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import heapq
 import itertools
 import threading
@@ -13,6 +14,21 @@ import torch
 from hubmerge.reader import Scratch
 
 _PATIENCE_S = 2.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Make malloc reuse freed chunks instead of giving them back to the system.
+
+    A method's few temporaries of a megabyte are allocated and freed for every chunk; with glibc's defaults each round
+    trip returns their pages and faults them in again, which costs ten times the arithmetic.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # another C library
+    mallopt(_M_MMAP_THRESHOLD, 1 << 28)
+    mallopt(_M_TRIM_THRESHOLD, 1 << 28)
 
 
 class Cancelled(Exception):  # noqa: N818 - control flow between workers, never seen outside
@@ -45,6 +61,7 @@ class Schedule:
 
     def run(self, workers: int) -> None:
         """Work until nothing is queued or running; raises the first error."""
+        keep_freed_memory()
         before = torch.get_num_threads()
         try:
             self._run(workers)

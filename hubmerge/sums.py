@@ -17,6 +17,7 @@ import torch
 from hubmerge.ranking import GRAIN
 
 Doubles = npt.NDArray[np.float64]
+_BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,13 @@ def inner_products(values: Sequence[torch.Tensor]) -> Sums:
     return per_grain(values, lambda grain: [a * b for a, b in combinations_with_replacement(grain, 2)])
 
 
-def absolute_sums(values: Sequence[torch.Tensor]) -> Sums:
-    """The L1 norm of each."""
-    return per_grain(values, lambda grain: [np.abs(a) for a in grain])
+def magnitude_sums(magnitudes: torch.Tensor) -> Doubles:
+    """Sums over the grains of non-negative values (n,): blocks of 512 in the values' dtype, then blocks in float64.
+
+    Summing everything in float64 would take four times as long, and without cancellation the blocks lose nothing.
+    """
+    whole = magnitudes[: len(magnitudes) // GRAIN * GRAIN].view(-1, _BLOCK)
+    grains = whole.sum(1).double().view(-1, GRAIN // _BLOCK).sum(1)
+    rest = magnitudes[whole.numel() :].sum(dtype=torch.float64)
+    found: Doubles = torch.cat([grains, rest.view(1)]).numpy()
+    return found

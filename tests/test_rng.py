@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubmerge.rng import bernoulli, lanes, realised, stream_key, threshold, words
+from hubmerge.rng import SEGMENT, bernoulli, lanes, realised, stream_key, threshold, words
 
 law = settings(deadline=None, derandomize=True)
 
@@ -37,26 +37,53 @@ def test_block_b_is_the_output_for_counter_b_plus_1() -> None:
     one = np.random.Philox(key=np.array(key, np.uint64), counter=6).random_raw(4)
     assert words(key, 24, 4).tolist() == one.tolist()
     word = int(one[1])
-    assert lanes(key, (6 * 4 + 1) * 4, 4).tolist() == [(word >> 16 * j) & 0xFFFF for j in range(4)]
+    assert lanes(key, (6 * 4 + 1) * 4, 4, 16).tolist() == [(word >> 16 * j) & 0xFFFF for j in range(4)]
+    assert lanes(key, (6 * 4 + 1) * 8, 8, 8).tolist() == [(word >> 8 * j) & 0xFF for j in range(8)]
 
 
 def test_streams_never_change() -> None:
     key = stream_key(0, "a", "t")
     assert key == (0xFCB920655C68CA89, 0xDE87A379A684911D)
     assert words(key, 0, 3).tolist() == [0x7C074C47C7E2C5B1, 0x858C054AD4BA0ED5, 0x3C69C4041BB7323C]
-    assert lanes(key, 0, 8).tolist() == [50609, 51170, 19527, 31751, 3797, 54458, 1354, 34188]
+    assert lanes(key, 0, 8, 16).tolist() == [50609, 51170, 19527, 31751, 3797, 54458, 1354, 34188]
 
 
 @law
-@given(st.integers(0, 3000), st.integers(0, 3000))
-def test_any_range_can_be_computed_alone(start: int, count: int) -> None:
+@given(st.integers(0, 3000), st.integers(0, 3000), st.sampled_from([8, 16]))
+def test_any_range_can_be_computed_alone(start: int, count: int, bits: int) -> None:
     key = stream_key(7, "x")
-    assert lanes(key, start, count).tolist() == lanes(key, 0, 6000)[start : start + count].tolist()
+    assert lanes(key, start, count, bits).tolist() == lanes(key, 0, 6000, bits)[start : start + count].tolist()
+
+
+@law
+@given(st.integers(0, 3), st.integers(1, 3 * SEGMENT), st.floats(0, 1))
+def test_events_of_a_segment_do_not_depend_on_its_neighbours(first: int, count: int, p: float) -> None:
+    key = stream_key(7, "x")
+    whole = bernoulli(key, 0, 6 * SEGMENT, p)
+    start = first * SEGMENT
+    assert (bernoulli(key, start, count, p) == whole[start : start + count]).all()
+
+
+def test_events_are_decided_as_documented() -> None:
+    key = stream_key(1, "a")
+    p = 0.3
+    limit = threshold(p)
+    expected = []
+    for start in (0, SEGMENT):
+        k = 0
+        for byte in lanes(key, start, SEGMENT, 8).tolist():
+            if byte == limit >> 16:
+                expected.append(int(lanes(key, (1 << 82) + start + k, 1, 16)[0]) < limit & 0xFFFF)
+                k += 1
+            else:
+                expected.append(byte < limit >> 16)
+        assert k > 50
+    assert bernoulli(key, 0, 2 * SEGMENT, p).tolist() == expected
 
 
 def test_far_positions_are_as_cheap_as_near_ones() -> None:
     key = stream_key(7, "x")
-    assert lanes(key, 10**12 + 5, 3).tolist() == lanes(key, 10**12, 8)[5:].tolist()
+    assert lanes(key, 10**12 + 5, 3, 16).tolist() == lanes(key, 10**12, 8, 16)[5:].tolist()
 
 
 @law
@@ -68,9 +95,9 @@ def test_different_parts_have_different_keys(parts: list[int | str], data: st.Da
 
 
 @law
-@given(st.floats(2**-16, 1.0))
+@given(st.floats(2**-24, 1.0))
 def test_a_realised_probability_is_within_its_resolution(p: float) -> None:
-    assert abs(realised(p) - p) <= 2**-17
+    assert abs(realised(p) - p) <= 2**-25
 
 
 def test_the_ends_are_exact() -> None:

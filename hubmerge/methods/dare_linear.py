@@ -20,7 +20,7 @@ class DareLinearParams(Params):
     scale: float = 0.3
     """λ, which multiplies the merged delta."""
     density: float = Field(0.5, gt=0.0, le=1.0, json_schema_extra={"per_model": True})
-    """Probability with which an entry of a delta is kept, in steps of 2**-16; language models bear 0.1."""
+    """Probability with which an entry of a delta is kept, in steps of 2**-24; language models bear 0.1."""
     rescale: Rescale = "inverse"
     """What kept entries are multiplied by: 1 / density, the factor that restores each tensor's L1 norm, or nothing."""
     normalize: bool = False

@@ -20,7 +20,7 @@ class DareTiesParams(Params):
     scale: float = 1.0
     """λ, which multiplies the merged delta."""
     density: float = Field(0.2, gt=0.0, le=1.0, json_schema_extra={"per_model": True})
-    """Probability with which an entry of a delta is kept, in steps of 2**-16."""
+    """Probability with which an entry of a delta is kept, in steps of 2**-24."""
     rescale: Rescale = "inverse"
     """What kept entries are multiplied by: 1 / density, the factor that restores each tensor's L1 norm, or nothing."""
     aggregate: Aggregate = "mean"
@@ -76,10 +76,12 @@ class DareTies(Method):
         """The merged chunk, (n,)."""
         parts = []
         for i, trim in enumerate(_trims(group)):
-            part = _rescaled(group, p, i, stats)
+            # A trim must see what it ranked: the rescaled delta, before the weight.
+            trims = isinstance(stats, Selection) and trim is not None
+            part = _rescaled(group, p, i, stats, 1.0 if trims else group.weights[i])
             if isinstance(stats, Selection) and trim is not None:
-                stats.trim_(group, i, trim, part)
-            parts.append(scaled_(part, group.weights[i]))
+                scaled_(stats.trim_(group, i, trim, part), group.weights[i])
+            parts.append(part)
         zero_sign = 1 if p.rule == "mergekit" else 0
         merged = elect_and_merge(parts, group.weights, aggregate=p.aggregate, zero_sign=zero_sign)
         return onto_base(group.base(), merged, p.scale)
@@ -89,6 +91,6 @@ def _trims(group: TensorGroup) -> list[float | None]:
     return [None if q.trim_density >= 1.0 else q.trim_density for q in group.params]
 
 
-def _rescaled(group: TensorGroup, p: DareTiesParams, i: int, stats: Any | None) -> torch.Tensor:
+def _rescaled(group: TensorGroup, p: DareTiesParams, i: int, stats: Any | None, weight: float = 1.0) -> torch.Tensor:
     density = group.params[i].density
-    return scaled_(kept_delta(group, i, density), rescale_factor(p.rescale, density, i, stats))
+    return scaled_(kept_delta(group, i, density), weight * rescale_factor(p.rescale, density, i, stats))
