@@ -6,13 +6,15 @@ import logging
 import shutil
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from hubmerge import adapters
-from hubmerge.errors import BudgetError
+from hubmerge.errors import BudgetError, SourceError
 from hubmerge.io.local import FileSource
 from hubmerge.spec import AdapterPart, ByteSource, LowRank, PinnedModel, Plan, TensorSpec
 
@@ -138,12 +140,25 @@ class Inputs:
     def adapter_delta(self, source: int, part: AdapterPart, base: torch.Tensor, transposed: bool) -> torch.Tensor:
         """The dense delta an adapter makes of one parameter, in the stored orientation and of the base's shape."""
         config = self._plan.pinned(source).adapter or {}
-        return adapters.delta(part, config, lambda spec: self._load(source, spec), base, transposed=transposed)
+        with self._named(source):
+            return adapters.delta(part, config, lambda spec: self._load(source, spec), base, transposed=transposed)
 
     def adapter_factors(self, source: int, part: AdapterPart) -> LowRank | None:
         """The same delta as factors, where it is known in that form."""
         config = self._plan.pinned(source).adapter or {}
-        return adapters.factors(part, config, lambda spec: self._load(source, spec))
+        with self._named(source):
+            return adapters.factors(part, config, lambda spec: self._load(source, spec))
+
+    @contextmanager
+    def _named(self, source: int) -> Iterator[None]:
+        """Put the adapter's name before what is wrong with a tensor of it."""
+        try:
+            yield
+        except SourceError as e:
+            model = self._plan.pinned(source)
+            if model.repo in e.message:
+                raise
+            raise type(e)(f"{model.repo}: {e.message}", hint=e.hint) from e
 
     def _load(self, source: int, spec: TensorSpec) -> torch.Tensor:
         """A tensor of an adapter. They are small and some kinds share them between modules, so they are kept."""

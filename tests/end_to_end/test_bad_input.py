@@ -92,7 +92,7 @@ def test_interrupt(scene: Scene, requests_before: int) -> None:
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
         try:
-            output = child.communicate(timeout=30)  # a read alone would wait for 60 s[0]
+            output = child.communicate(timeout=30)[0]  # a read alone would wait for 60 s
         finally:
             child.kill()
     assert hang.hits
