@@ -12,7 +12,7 @@ WORKDIR ?= .demo
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint wheel-check clean
+.PHONY: help demo test test-all lint wheel-check docs clean
 
 help:  ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: $(VENV)/.test-ready  ## Run the tests.
 
 test-all: $(VENV)/.test-ready  ## Run all tests, the slow ones too.
 	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+docs: $(VENV)/.test-ready  ## Generate the reference page of the methods.
+	$(BIN)/hubmerge methods --markdown > docs/methods.md
 
 lint: $(VENV)/.test-ready  ## Check style, types and layers.
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ from hubmerge.spec import Plan
 
 if TYPE_CHECKING:
     from hubmerge.engine import Progress, Tuning
-    from hubmerge.verify import Report
+    from hubmerge.verification import Report
 
 RECIPE_NAME = "hubmerge.yaml"
 CARD_NAME = "README.md"
@@ -222,7 +222,7 @@ def push(
 
 def verify(target: str, *, hub: Hub | None = None) -> Report:
     """Check a folder or a repository (``repo[@revision]``) against its lock."""
-    from hubmerge.verify import verify as check
+    from hubmerge.verification import verify as check
 
     return check(target, hub or Hub())
 

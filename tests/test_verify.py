@@ -14,7 +14,7 @@ from hubmerge.hub import Hub
 from hubmerge.localhub import LocalHub
 from hubmerge.lock import LOCK_NAME, build_lock, dumps
 from hubmerge.spec import FileSpec
-from hubmerge.verify import Mismatch, verify
+from hubmerge.verification import Mismatch, verify
 from tests import factories as make
 
 WEIGHTS = bytes(range(256)) * 300

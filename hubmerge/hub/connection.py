@@ -105,7 +105,10 @@ class Connection:
         """
         from huggingface_hub import get_session
 
-        session = get_session()
+        # After a lost connection the library drops its client, perhaps between its check and its return.
+        session: httpx2.Client | None = None
+        while session is None:
+            session = get_session()
         if all(value is None for value in session.timeout.as_dict().values()):
             session.timeout = self.policy.timeout()
         return session

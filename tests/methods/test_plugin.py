@@ -48,7 +48,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("checkout")
     for folder in ("hubmerge", "templates"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "tests" / "methods", root / "tests" / "methods", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "tests" / "methods", root / "tests" / "methods", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for file in ("tests/__init__.py", "tests/conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / file, root / file)
     (root / "hubmerge" / "methods" / "toy_largest.py").write_text(TOY)
@@ -57,7 +59,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(checkout: Path, *args: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", *args], cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, capture_output=True, text=True
+        [sys.executable, "-m", *args],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -77,7 +83,18 @@ def test_the_documentation_page_has_a_section_for_it(checkout: Path) -> None:
 
 
 def test_the_contract_tests_cover_it(checkout: Path) -> None:
-    out = run(checkout, "pytest", "-q", "-p", "no:cacheprovider", "tests/methods/test_contract.py", "-k", "toy_largest", "-m", "")
+    out = run(
+        checkout,
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/methods/test_contract.py",
+        "-k",
+        "toy_largest",
+        "-m",
+        "",
+    )
     passed = int(out.split(" passed")[0].split()[-1])
     assert passed >= 5
 
