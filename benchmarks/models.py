@@ -8,6 +8,7 @@ Run as a program, so that whoever measures memory never loads torch itself:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 NAMES = ("base", *FINE_TUNES)
 MARKER = "models.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ def _versions(
     task_vector = _distinct if shape.distinct else _small_noise
     base = torch.empty(0)
     for model, name in enumerate(NAMES):
-        generator = torch.Generator().manual_seed((shape.seed << 40) + (model << 32) + index)
+        generator = torch.Generator().manual_seed(_seed(shape.seed, model, index))
         if model == 0:
             base = torch.empty(dims).normal_(centre, 0.02, generator=generator)
             if shape.distinct:
@@ -126,6 +127,12 @@ def _versions(
             base = base.to(dtype).float()
         else:
             yield name, (base + task_vector(dims, generator)).to(dtype)
+
+
+def _seed(seed: int, model: int, index: int) -> int:
+    # torch's CPU generator keeps the low 32 bits of a seed: all three numbers have to reach them.
+    digest = hashlib.sha256(f"{seed}/{model}/{index}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
 
 
 def _small_noise(dims: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
