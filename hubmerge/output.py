@@ -94,24 +94,24 @@ class FolderSink:
             for name, content in files.items():
                 path = self.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as f:
-                    f.write(content)
-                    f.flush()
-                    os.fsync(f.fileno())
+                path.write_bytes(content)
+            for name in [*files, *(w.path for w in self.written)]:
+                _flush(self.folder / name)
             old = None
             if self.out.exists():
                 old = self.out.parent / f".{self.out.name}.hubmerge-old"
                 self.out.rename(old)
             self.folder.rename(self.out)
-            _sync_folder(self.out.parent)
+            _flush(self.out.parent)
             if old is not None:
                 shutil.rmtree(old)
         except OSError as e:
             raise HubMergeError(f"{self.out}: cannot be written: {e.strerror}", hint="free some disk space") from e
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Make a file's content, or a folder's names, survive a power failure."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

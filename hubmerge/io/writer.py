@@ -77,7 +77,7 @@ class ShardWriter:
                 self._condition.notify()
 
     def finish(self) -> str:
-        """Wait for the hash, flush to disk, close; returns the sha256 in hex.
+        """Wait for the hash and close; returns the sha256 in hex. Flushing to disk is the business of whoever keeps the file.
 
         Raises:
             HubMergeError: A range was never finished, or the disk failed.
@@ -92,7 +92,6 @@ class ShardWriter:
                 raise HubMergeError(f"{self.path}: cannot be read back: {self._error.strerror}") from self._error
             if self._failed:
                 raise HubMergeError(f"{self.path}: finished at byte {self._frontier} of {self.size_bytes}")
-            os.fsync(self._fd)
         finally:
             self._close()
         return self._sha256.hexdigest()
