@@ -77,7 +77,7 @@ class ShardWriter:
                 self._condition.notify()
 
     def finish(self) -> str:
-        """Wait for the hash and close; returns the sha256 in hex. Flushing to disk is the business of whoever keeps the file.
+        """Wait for the hash and close; returns the sha256 in hex. Flushing to disk is left to whoever keeps the file.
 
         Raises:
             HubMergeError: A range was never finished, or the disk failed.
