@@ -14,6 +14,7 @@ import hubmerge
 from hubmerge import align, layout
 from hubmerge.matching import Aligned, Draft, align_adapter, align_full, check_models
 from hubmerge.methods import get_method
+from hubmerge.ranking import MAX_BINS_LOG2
 from hubmerge.spec import (
     DTYPE_BY_TORCH_NAME,
     AdapterPart,
@@ -318,35 +319,34 @@ class Footprint:
     memory_bytes: int
 
 
-# Python with torch and the Hub client loaded; measured, see docs/benchmarks.md.
-_PROCESS_BYTES = 300_000_000
+# Python with torch and the Hub client loaded, and what they keep for connections and threads; measured.
+_PROCESS_BYTES = 350_000_000
 
 
 def footprint(plan: Plan, workers: int, chunk_elements: int, piece_elements: int, remote: bool) -> Footprint:
     """What running the plan takes, from sizes alone."""
     read = sum(i.size_bytes for j in plan.jobs for i in (j.base, *j.inputs) if isinstance(i, TensorSpec))
     versions = len(plan.models) + 1
-    chunks = workers * chunk_elements * 8 * (versions + 2)
-    staged = (
-        max(workers, 4) * min(piece_elements, max((j.numel for j in plan.jobs), default=0)) * 2 * versions
-        if remote
-        else 0
-    )
-    matrix = get_method(plan.method).unit == "matrix"
-    whole = max(
-        (
-            j.numel * 4 * (versions + 2)
-            for j in plan.jobs
-            if matrix or any(isinstance(i, AdapterPart) for i in j.inputs)
-        ),
-        default=0,
-    )
+    method = get_method(plan.method)
+    threads = max(workers, 4) if remote else workers  # as the engine has it
+    chunks = chunk_elements * 8 * (versions + 2)
+    whole = [j for j in plan.jobs if method.unit == "matrix" or any(isinstance(i, AdapterPart) for i in j.inputs)]
+    matrices = max((j.numel * 4 * (versions + 2) for j in whole), default=0)
+    staged = max((_staged_bytes(j, piece_elements) for j in plan.jobs), default=0) if remote else 0
+    # Every thread counts into histograms of its own, which are then added up.
+    statistics = len(plan.models) * 8 * (1 << MAX_BINS_LOG2) if method.begin(plan.params) is not None else 0
     return Footprint(
         read_bytes=read,
         write_bytes=sum(o.size_bytes for o in plan.outputs),
         largest_output_bytes=max((o.size_bytes for o in plan.outputs), default=0),
-        memory_bytes=_PROCESS_BYTES + chunks + staged + workers * whole,
+        memory_bytes=_PROCESS_BYTES + threads * (chunks + matrices + staged) + (threads + 1) * statistics,
     )
+
+
+def _staged_bytes(job: TensorJob, piece_elements: int) -> int:
+    """What is fetched at once for one piece of a tensor: every version of it."""
+    stored = [i for i in (job.base, *job.inputs) if isinstance(i, TensorSpec)]
+    return sum(min(piece_elements, i.numel) * i.dtype.nbytes for i in stored)
 
 
 def by_severity(plan: Plan) -> Mapping[str, list[Problem]]:

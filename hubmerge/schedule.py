@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return  # another C library
-    mallopt(_M_MMAP_THRESHOLD, 1 << 28)
+    mallopt(_M_MMAP_THRESHOLD, 1 << 22)  # what is fetched over the network is larger, and goes back to the system
     mallopt(_M_TRIM_THRESHOLD, 1 << 28)
 
 
