@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 RECIPE_NAME = "hubmerge.yaml"
 CARD_NAME = "README.md"
 _TAG_LENGTH = 12
+_REMOTE_WORKERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class RunOptions:
     """How to run; none of it changes a bit of the result."""
 
     workers: int | None = None
-    """Threads; default: the number of cores this process may use."""
+    """Threads; default: the number of cores this process may use, and at least 4 when inputs are streamed."""
     fetch: Fetch = "auto"
     max_memory_bytes: int | None = None
     max_disk_bytes: int | None = None
@@ -268,7 +269,8 @@ def _tuning(planned: Plan, options: RunOptions, *, remote: bool) -> Tuning:
 
     default = Tuning()
     chunk = options.chunk_elements or default.chunk_elements
-    workers = options.workers or cores()
+    # Over a network some threads wait while others compute.
+    workers = options.workers or max(cores(), _REMOTE_WORKERS if remote else 1)
     piece = max(default.piece_elements // chunk, 1) * chunk
     limit = options.max_memory_bytes
     tuning = Tuning(workers=workers, chunk_elements=chunk, piece_elements=piece)

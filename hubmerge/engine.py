@@ -106,14 +106,10 @@ class Engine:
                 else:
                     self._start(job, stats)
             self._outputs.ship_empty()
-            self._run_schedule()
+            self._schedule.run(self.tuning.workers)
         except BaseException:
             self._outputs.abort()
             raise
-
-    def _run_schedule(self) -> None:
-        # Over a network some workers wait while others compute.
-        self._schedule.run(max(self.tuning.workers, 4) if self._remote else self.tuning.workers)
 
     # --- statistics -----------------------------------------------------------------------------------------
 
@@ -129,7 +125,7 @@ class Engine:
             for job in jobs:
                 if stats.wants(job.name):
                     self._add_observers(job, p, stats, total, lambda: None)
-            self._run_schedule()
+            self._schedule.run(self.tuning.workers)
             if total.value is None:
                 break
             stats = method.settle(stats, total.value, p)

@@ -41,8 +41,9 @@ def error(e: HubMergeError, *, debug: bool = False) -> None:
     if debug:
         traceback.print_exception(e)
     note(f"{_paint('error:', '31;1')} {e.message}")
-    if e.hint:
-        note(f"  {e.hint}")
+    for line in (e.hint, *getattr(e, "__notes__", ())):
+        if line:
+            note(f"  {line}")
 
 
 def problems(found: Sequence[Any], *, quiet: bool) -> None:
