@@ -328,7 +328,6 @@ def footprint(plan: Plan, workers: int, chunk_elements: int, piece_elements: int
     read = sum(i.size_bytes for j in plan.jobs for i in (j.base, *j.inputs) if isinstance(i, TensorSpec))
     versions = len(plan.models) + 1
     method = get_method(plan.method)
-    threads = max(workers, 4) if remote else workers  # as the engine has it
     chunks = chunk_elements * 8 * (versions + 2)
     whole = [j for j in plan.jobs if method.unit == "matrix" or any(isinstance(i, AdapterPart) for i in j.inputs)]
     matrices = max((j.numel * 4 * (versions + 2) for j in whole), default=0)
@@ -339,7 +338,7 @@ def footprint(plan: Plan, workers: int, chunk_elements: int, piece_elements: int
         read_bytes=read,
         write_bytes=sum(o.size_bytes for o in plan.outputs),
         largest_output_bytes=max((o.size_bytes for o in plan.outputs), default=0),
-        memory_bytes=_PROCESS_BYTES + threads * (chunks + matrices + staged) + (threads + 1) * statistics,
+        memory_bytes=_PROCESS_BYTES + workers * (chunks + matrices + staged) + (workers + 1) * statistics,
     )
 
 
