@@ -143,7 +143,7 @@ def _tied_outputs(draft: Draft, model: PinnedModel, out: Aligned) -> None:
 def align_adapter(draft: Draft, model: PinnedModel) -> Aligned:
     """An adapter in the base's namespace."""
     out = Aligned()
-    names = {part.name: part for part in model.parts}
+    names = {part.target or part.name: part for part in model.parts}
     inner = {n: p for n, p in names.items() if p.kind != "replace"} or names
     prefix = align.choose_prefix(draft.base.tensors, inner)
     for name, part in names.items():

@@ -15,6 +15,7 @@ from hubmerge.io import threads
 from hubmerge.io.header import Header, read_header
 from hubmerge.io.local import FileSource
 from hubmerge.methods import get_method
+from hubmerge.renaming import under_base_names
 from hubmerge.spec import FileSpec, PinnedModel, TensorSpec
 
 if TYPE_CHECKING:
@@ -66,11 +67,9 @@ def pin_recipe(recipe: Recipe, hub: Hub) -> tuple[PinnedModel, tuple[PinnedModel
 
 
 def _on_base(model: PinnedModel, base: PinnedModel) -> PinnedModel:
-    """An adapter with what is to be said about its base; wrong ones are refused here."""
-    if model.adapter is None:
-        return model
-    note = adapters.check_base(model.adapter, base.repo, base.commit, model.repo)
-    return replace(model, notes=(note,)) if note else model
+    """A model in the base's names, an adapter with what is to be said about its base; wrong ones are refused here."""
+    note = None if model.adapter is None else adapters.check_base(model.adapter, base.repo, base.commit, model.repo)
+    return under_base_names(replace(model, notes=(note,)) if note else model, base)
 
 
 def _implied_base(recipe: Recipe, models: tuple[PinnedModel, ...], hub: Hub) -> PinnedModel:

@@ -120,6 +120,8 @@ class AdapterPart:
     """Shape of the parameter it is made for, linear weights as (out, in); None where the stored tensors do not tell."""
     optional: bool = False
     """The base may lack the parameter, and then there is nothing to do."""
+    target: str | None = None
+    """The base's name for the parameter, where it is known to be another one."""
 
     def fits(self, shape: tuple[int, ...], *, transposed: bool) -> bool:
         """Whether a stored tensor of this shape can be the parameter."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +50,7 @@ def train_and_push(images: Images, split: Split, say: Say) -> Scores:
     train.make_deterministic()
     say("pretraining the base: clean digits, from scratch")
     base = train.pretrain(images)
-    _push_weights(base, BASE)
+    base.push_to_hub(BASE)
     _push_card(BASE, "A small vision transformer, pretrained on clean handwritten digits.", "image-feature-extraction")
     scores: Scores = {}
     for task in TASKS:
@@ -61,7 +60,7 @@ def train_and_push(images: Images, split: Split, say: Say) -> Scores:
         probed = train.assemble(base, head, task.label_names)
         scores[task.name] = {"base": train.accuracy(probed, task, images, split)}
         model = _tuned(base, head, task, images)
-        _push_weights(model, repo_of(task))
+        model.push_to_hub(repo_of(task))
         _push_card(repo_of(task), task.question, "image-classification", adapter=task.name == LORA_TASK, parent=BASE)
     return scores
 
@@ -70,16 +69,6 @@ def _tuned(base: ViTModel, head: nn.Linear, task: Task, images: Images) -> ViTFo
     if task.name == LORA_TASK:
         return train.fine_tune_lora(base, head, task, images, base_id=BASE)
     return train.fine_tune(base, head, task, images)
-
-
-def _push_weights(model: ViTModel | ViTForImageClassification | PeftModel, repo: str) -> None:
-    if isinstance(model, PeftModel):
-        model.push_to_hub(repo)
-        return
-    # transformers 5 would store a ViT under the names of transformers 4, while PEFT names an adapter's targets as the
-    # running model does: stored as they run, checkpoints and adapter speak of the same tensors.
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, push_to_hub=True, repo_id=repo, save_original_format=False)
 
 
 def _push_card(repo: str, text: str, pipeline: str, *, adapter: bool = False, parent: str | None = None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hubmerge.adapters.config import check_base, check_config
+from hubmerge.adapters.naming import Naming, naming_of
 from hubmerge.adapters.parts import inventory
 from hubmerge.errors import SourceError
 from hubmerge.spec import AdapterPart
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterPart",
+    "Naming",
     "check_base",
     "check_config",
     "delta",
     "factors",
     "inventory",
     "merged",
+    "naming_of",
 ]
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, cast
 
@@ -15,12 +12,10 @@ from torch import nn
 from hubmerge.adapters.config import match_pattern
 from hubmerge.adapters.parts import BASE_LAYER, ROOT, is_feedforward, roles
 from hubmerge.adapters.plain import Load, fetch
+from hubmerge.adapters.quiet import quiet
 from hubmerge.errors import HubMergeError, SourceError, UnsupportedAdapterError
 from hubmerge.spec import AdapterPart
 
-# While PEFT builds a layer it draws from torch's global generator and warns through process-wide filters, so only one
-# thread at a time may do that. The lock guards nothing of ours.
-_BUILDING = threading.Lock()
 _SHAPE_GIVER = "shape_of_the_largest_module"
 # Entries of a layer's state that its own stored tensors do not fill: views of shared tensors, and a constant.
 _NOT_OWN = (".vera_A.", ".vera_B.", ".randlora_A.", ".randlora_B.", ".ranknum.")
@@ -41,14 +36,6 @@ _NEUTRAL: Mapping[str, Any] = {
 }
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """One thread in PEFT, its warnings dropped and torch's global generator left as it was."""
-    with _BUILDING, warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
-        yield
-
-
 def parse_config(config: Mapping[str, Any], where: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """PEFT's config object.
 
@@ -60,7 +47,7 @@ def parse_config(config: Mapping[str, Any], where: str, overrides: Mapping[str, 
     Raises:
         UnsupportedAdapterError: PEFT does not know an option, or rejects a value.
     """
-    with _quiet():
+    with quiet():
         from peft import PeftType
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -109,7 +96,7 @@ def merge_module(
     try:
         # Callers may be in inference mode, whose tensors cannot become parameters.
         with torch.inference_mode(False), torch.no_grad():
-            with _quiet():
+            with quiet():
                 layer = _build(part, peft_config, state, start, transposed=transposed)
             layer.merge(safe_merge=True)
     except HubMergeError:
