@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,19 @@ class Linear(Method):
         return zero_weight_problem(weights) if p.normalize else None
 
     def merge(self, group: TensorGroup, p: LinearParams, stats: Any | None) -> torch.Tensor:
-        """The average of the chunk, (n,)."""
-        total = weighted_sum(group.model, group.weights)
-        return total.div_(total_weight(group.weights)) if p.normalize else total
+        """The average of the chunk, (n,).
+
+        Computed as the first model plus weighted differences to it: fine-tunes are close to one another, so the
+        differences carry the rounding errors of their own small magnitude, and what all models share stays exact.
+        """
+        first = group.model(0)
+        total = total_weight(group.weights) if p.normalize else 1.0
+        excess = 0.0 if p.normalize else math.fsum([*group.weights, -1.0])
+        if len(group) == 1:
+            return first if excess == 0.0 else first.mul_(group.weights[0])
+        moved = weighted_sum(lambda i: group.model(i + 1).sub_(first), group.weights[1:])
+        if total != 1.0:
+            moved.div_(total)
+        if excess != 0.0:
+            moved.add_(first, alpha=excess)
+        return moved.add_(first)

@@ -53,7 +53,10 @@ def test_averages_and_sums_do_not_depend_on_the_order(models: list[torch.Tensor]
         parameters = {} if method == "linear" else {"scale": 1.0}
         one = merge_tensors(method, models[0] * 0, models, parameters=parameters)
         other = merge_tensors(method, models[0] * 0, [models[i] for i in order], parameters=parameters)
-        assert torch.equal(one, other)
+        if method == "linear":  # a sum relative to the first model: other roundings, of half a unit in the last place
+            torch.testing.assert_close(one, other, rtol=2**-23, atol=0)
+        else:
+            assert torch.equal(one, other)
 
 
 @law
@@ -303,11 +306,11 @@ def test_slerp_of_nearly_parallel_vectors_is_a_line() -> None:
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
-def test_bfloat16_results_are_correctly_rounded(method: str) -> None:
+@pytest.mark.parametrize("weights", [[0.7, 1.1, 0.9], [0.5, 0.3, 0.2], [0.3, 0.3, 0.3], [1.0, 1.0, 1.0]])
+def test_bfloat16_results_are_correctly_rounded(method: str, weights: list[float]) -> None:
     generator = torch.Generator().manual_seed(0)
     base = (torch.randn(200_000, generator=generator) * 0.02).bfloat16()
     models = [(base.float() + 3e-4 * torch.randn(200_000, generator=generator)).bfloat16() for _ in range(3)]
-    weights = [0.7, 1.1, 0.9]
     merged = merge_tensors(method, base, models, weights=weights)
     exact = merge_tensors(method, base.double(), [m.double() for m in models], weights=weights)
     assert (merged == exact.to(torch.bfloat16)).double().mean().item() >= 0.999
