@@ -46,7 +46,7 @@ output_options = _stack(
 )
 
 run_options = _stack(
-    click.option("--workers", type=click.IntRange(1, 256), help="Threads; default: the number of cores; more while streaming."),
+    click.option("--workers", type=click.IntRange(1, 256), help="Threads; default: one per core, more to stream."),
     click.option("--max-memory", help="Memory the run may use, e.g. 2GB.", metavar="SIZE"),
     click.option("--max-disk", help="Disk the run may use beyond its output, e.g. 10GB.", metavar="SIZE"),
     click.option("--fetch", type=click.Choice(["auto", "cache", "stream"]), default="auto", show_default=True,

@@ -53,8 +53,9 @@ def test_averages_and_sums_do_not_depend_on_the_order(models: list[torch.Tensor]
         parameters = {} if method == "linear" else {"scale": 1.0}
         one = merge_tensors(method, models[0] * 0, models, parameters=parameters)
         other = merge_tensors(method, models[0] * 0, [models[i] for i in order], parameters=parameters)
-        if method == "linear":  # a sum relative to the first model: other roundings, of half a unit in the last place
-            torch.testing.assert_close(one, other, rtol=2**-23, atol=0)
+        if method == "linear":  # computed relative to the first model, so each order rounds differently
+            largest = max(float(m.abs().max()) for m in models)
+            torch.testing.assert_close(one, other, rtol=0, atol=2**-22 * largest)
         else:
             assert torch.equal(one, other)
 
