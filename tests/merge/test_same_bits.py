@@ -1,5 +1,5 @@
 """The same inputs give the same bytes: for any hash seed, number of workers, chunk size, shard layout, and way of
-reading."""
+reading. Matrix methods give the same values within a tolerance."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from hubmerge.api import RunOptions
 from hubmerge.engine import GRAIN
 from hubmerge.localhub import LocalHub
 from hubmerge.methods import all_methods
+from tests.merge.models import stored
 
 SHAPES = {
     "layers.0.w": (300, 400), "layers.1.w": (300, 400), "layers.10.w": (7, 11), "embed.weight": (513, 200), "norm":
     (5,), "layers.2.w": (40000,),
 }  # fmt: skip
 TASKS = ("a", "b", "c")
-# Every method once, and the options that take other paths through statistics and random bits.
-SETTINGS = [(m.name, ()) for m in all_methods() if m.name != "slerp"] + [
+ELEMENT = [m.name for m in all_methods() if m.unit == "element"]
+MATRIX = [m.name for m in all_methods() if m.unit == "matrix"]
+# Every element-wise method once, and the options that take other paths through statistics and random bits.
+SETTINGS = [(name, ()) for name in ELEMENT if name != "slerp"] + [
     ("slerp", ("t=0.3",)),
     ("ties", ("trim=tensor", "density=0.3")),
     ("ties", ("rule=published",)),
@@ -94,6 +97,22 @@ def test_workers_and_chunk_sizes(method: str, params: tuple[str, ...], root: Pat
     assert len(expected) == 5  # four shards and their index
     for workers, grains in ((2, 1), (4, 2), (1, 8)):
         assert digests(prefix, method, params, out, workers=workers, chunk_elements=grains * GRAIN) == expected
+
+
+@pytest.mark.parametrize("method", MATRIX)
+def test_matrix_methods_agree_within_a_tolerance(method: str, root: Path, tmp_path: Path) -> None:
+    def merged(name: str, source: Path, **options: int) -> dict[str, torch.Tensor]:
+        models = [f"{source}/{t}" for t in TASKS]
+        parsed = hubmerge.Recipe.from_flags(method, f"{source}/base", models, [], dtype="float32")
+        hubmerge.merge(parsed, tmp_path / name, options=RunOptions(**options))
+        return stored(tmp_path / name)
+
+    expected = merged("one", root, workers=1)
+    other = make(tmp_path / "layout", 3, 5)
+    for found in (merged("four", root, workers=4, chunk_elements=GRAIN), merged("shards", other, workers=2)):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert float((found[name] - value).norm()) <= 1e-6 * float(value.norm()), name
 
 
 @pytest.mark.parametrize(("method", "params"), [SETTINGS[i] for i in (3, 4, 7, 9)], ids=str)

@@ -1,0 +1,59 @@
+"""TSV-Merge: keep each delta's leading singular vectors, make them orthogonal across tasks, and add up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from hubmerge.arithmetic import onto_base, scaled_, weighted_sum
+from hubmerge.linalg import is_matrix, polar_factor, truncated_svd
+from hubmerge.spec import Method, Params, TensorGroup
+
+
+class TsvMergeParams(Params):
+    """Parameters of ``tsv_merge``."""
+
+    scale: float = 1.0
+    """α, which multiplies the merged delta."""
+    rank: int | None = Field(None, ge=1)
+    """Singular vectors kept of each delta; by default the matrix's smaller side divided by the number of models."""
+    include_embeddings: bool = False
+    """Also decompose embeddings; otherwise their deltas are averaged, as those of all other tensors are."""
+
+
+class TsvMerge(Method):
+    """``W0 + α P(U) Σ P(V)ᵀ`` where U, Σ, V concatenate the deltas' singular triplets and P orthogonalises."""
+
+    name = "tsv_merge"
+    summary = (
+        "Keep each delta's leading singular vectors and make them orthogonal across models; average what is no matrix."
+    )
+    paper = (
+        "Task Singular Vectors: Reducing Task Interference in Model Merging, Gargiulo et al., 2025, arXiv 2412.00081"
+    )
+    parameters = TsvMergeParams
+    unit = "matrix"
+
+    def merge(self, group: TensorGroup, p: TsvMergeParams, stats: Any | None) -> torch.Tensor:
+        """The merged tensor: (out, in) for a linear layer, else as stored."""
+        if is_matrix(group, embeddings=p.include_embeddings):
+            merged = _orthogonalised_sum(group, p.rank)
+        else:
+            merged = weighted_sum(group.delta, group.weights).div_(len(group))
+        return onto_base(group.base(), merged, p.scale)
+
+
+def _orthogonalised_sum(group: TensorGroup, rank: int | None) -> torch.Tensor:
+    """The merged delta, (out, in).
+
+    Source: arXiv 2412.00081, algorithm 1. Directions that tasks share exactly enter once; the released code
+    fills the ones that become free with arbitrary vectors.
+    """
+    k = max(1, min(group.shape) // len(group)) if rank is None else rank
+    found = [truncated_svd(scaled_(group.delta(i), w), k) for i, w in enumerate(group.weights)]
+    dtype = group.base().dtype
+    left = polar_factor(torch.cat([f.left for f in found], dim=1), dtype)
+    right = polar_factor(torch.cat([f.right for f in found], dim=0), dtype)
+    return (left * torch.cat([f.values for f in found]) @ right).to(dtype)

@@ -1,0 +1,265 @@
+"""Laws, hand-worked examples and released numbers of the matrix methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from hubmerge.memory import merge_tensors
+from hubmerge.methods import all_methods
+
+ORACLES = Path(__file__).parent.parent / "data" / "oracles"
+MATRIX = [m.name for m in all_methods() if m.unit == "matrix"]
+EQUIVARIANT = [m for m in MATRIX if m != "drm"]
+
+law = settings(deadline=None, derandomize=True, max_examples=25)
+
+shapes = st.sampled_from([(6, 6), (9, 5), (5, 9), (12, 3), (1, 4), (4, 1)])
+seeds = st.integers(0, 10**6)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, rng: torch.Generator) -> torch.Tensor:
+    return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+
+def deltas_of(shape: tuple[int, int], count: int, seed: int, rank: int | None = None) -> list[torch.Tensor]:
+    """Random float64 matrices, of full or of low rank."""
+    rng = generator(seed)
+    m, n = shape
+    if rank is None:
+        return [normal(m, n, rng=rng) for _ in range(count)]
+    return [normal(m, rank, rng=rng) @ normal(rank, n, rng=rng) for _ in range(count)]
+
+
+def rotation(n: int, seed: int) -> torch.Tensor:
+    return torch.linalg.qr(normal(n, n, rng=generator(seed))).Q
+
+
+def merge(method: str, deltas: list[torch.Tensor], **parameters: Any) -> torch.Tensor:
+    """The merged delta on a base of zeros."""
+    weights, kind = parameters.pop("weights", None), parameters.pop("kind", "linear")
+    base = torch.zeros_like(deltas[0])
+    return merge_tensors(method, base, deltas, weights=weights, parameters=parameters, kind=kind)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-10) -> None:
+    """Equal up to a fraction of the expected matrix's norm, or of 1 if that is smaller."""
+    assert float((found - expected).norm()) <= tolerance * max(float(expected.norm()), 1.0)
+
+
+def outer(u: list[float], v: list[float]) -> torch.Tensor:
+    return torch.outer(torch.tensor(u, dtype=torch.float64), torch.tensor(v, dtype=torch.float64))
+
+
+# --- all matrix methods -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", MATRIX)
+@law
+@given(shapes, seeds, st.permutations([0, 1, 2]))
+def test_the_order_of_models_does_not_matter(method: str, shape: tuple[int, int], seed: int, order: list[int]) -> None:
+    deltas, weights = deltas_of(shape, 3, seed), [1.0, 0.5, -2.0]
+    expected = merge(method, deltas, weights=weights)
+    close(merge(method, [deltas[i] for i in order], weights=[weights[i] for i in order]), expected)
+
+
+@pytest.mark.parametrize("method", EQUIVARIANT)
+@law
+@given(shapes, seeds)
+def test_rotating_outputs_and_inputs_rotates_the_result(method: str, shape: tuple[int, int], seed: int) -> None:
+    deltas = deltas_of(shape, 2, seed)
+    q, p = rotation(shape[0], seed + 1), rotation(shape[1], seed + 2)
+    close(merge(method, [q @ d @ p for d in deltas]), q @ merge(method, deltas) @ p, 1e-7)
+
+
+@pytest.mark.parametrize("method", EQUIVARIANT)
+@law
+@given(shapes, seeds)
+def test_transposed_matrices_give_the_transposed_result(method: str, shape: tuple[int, int], seed: int) -> None:
+    deltas = deltas_of(shape, 3, seed)
+    close(merge(method, [d.T.contiguous() for d in deltas]), merge(method, deltas).T, 1e-8)
+
+
+@pytest.mark.parametrize("method", MATRIX)
+@law
+@given(shapes, seeds, st.sampled_from([-1.0, 0.25, 3.0]))
+def test_a_common_factor_comes_out(method: str, shape: tuple[int, int], seed: int, factor: float) -> None:
+    deltas = deltas_of(shape, 2, seed)
+    expected = factor * merge(method, deltas)
+    close(merge(method, [factor * d for d in deltas]), expected)
+    close(merge(method, deltas, scale=factor), expected)
+
+
+@pytest.mark.parametrize("method", MATRIX)
+def test_float32_agrees_with_float64(method: str) -> None:
+    for shape in ((48, 32), (32, 48), (40, 40)):
+        base = normal(*shape, rng=generator(7)).float()
+        models = [base + 0.1 * d.float() for d in deltas_of(shape, 3, 0)]
+        single = merge_tensors(method, base, models)
+        double = merge_tensors(method, base.double(), [m.double() for m in models])
+        assert single.dtype == torch.float32
+        close(single.double() - base.double(), double - base.double(), 2e-5)
+
+
+@pytest.mark.parametrize("method", MATRIX)
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("vector", (7,)), ("linear", (7,)), ("conv", (4, 3, 2, 2)), ("embedding", (6, 4))]
+)
+def test_what_is_no_matrix_is_averaged(method: str, kind: str, shape: tuple[int, ...]) -> None:
+    rng = generator(0)
+    base, *deltas = (normal(*shape, rng=rng) for _ in range(4))
+    weights = [1.0, 0.5, 2.0]
+    merged = merge_tensors(
+        method, base, [base + d for d in deltas], weights=weights, parameters={"scale": 0.7}, kind=kind  # type: ignore[arg-type]
+    )  # fmt: skip
+    mean = sum((w * d for w, d in zip(weights, deltas, strict=True)), torch.zeros(())) / 3
+    torch.testing.assert_close(merged, base + 0.7 * mean, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", MATRIX)
+@pytest.mark.parametrize("shape", [(3, 4), (0, 4), (3, 0)])
+def test_without_deltas_or_elements_the_base_stays(method: str, shape: tuple[int, int]) -> None:
+    base = normal(*shape, rng=generator(0)).float()
+    assert torch.equal(merge_tensors(method, base, [base, base.clone()]), base)
+
+
+@pytest.mark.parametrize("method", MATRIX)
+def test_damaged_values_are_not_hidden(method: str) -> None:
+    deltas = deltas_of((4, 3), 2, 0)
+    deltas[1][2, 1] = float("nan")
+    assert bool(merge(method, deltas).isnan().any())
+
+
+# --- released numbers -------------------------------------------------------------------------------------------
+
+
+def _cases(file: str) -> list[Any]:
+    with safe_open(ORACLES / f"{file}.safetensors", "pt") as opened:
+        cases = json.loads(opened.metadata()["hubmerge_oracle"])["cases"]
+    return [pytest.param(case, id=case["id"]) for case in cases]
+
+
+def _tensors(file: str, case: dict[str, Any], part: str = "") -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    key = case["key"]
+    with safe_open(ORACLES / f"{file}.safetensors", "pt") as opened:
+        models = [opened.get_tensor(f"{key}/task.{i}") for i in range(case["tasks"])]
+        return opened.get_tensor(f"{key}/base"), models, opened.get_tensor(f"{key}/expected{part}")
+
+
+def assert_same_delta(merged: torch.Tensor, expected: torch.Tensor, base: torch.Tensor) -> None:
+    """The merged deltas agree to 1e-9 of their norm."""
+    assert float((merged - expected).norm()) <= 1e-9 * float((expected - base).norm())
+
+
+@pytest.mark.parametrize("case", _cases("tsv_merge"))
+def test_released_tsv_merge(case: dict[str, Any]) -> None:
+    base, models, expected = _tensors("tsv_merge", case)
+    merged = merge_tensors("tsv_merge", base, models, parameters={"scale": case["params"]["alpha"]})
+    assert_same_delta(merged, expected, base)
+
+
+# --- TSV-Merge --------------------------------------------------------------------------------------------------
+
+
+@law
+@given(shapes, seeds)
+def test_tsv_of_one_model_is_that_model(shape: tuple[int, int], seed: int) -> None:
+    deltas = deltas_of(shape, 1, seed)
+    close(merge("tsv_merge", deltas), deltas[0])
+
+
+@law
+@given(shapes, seeds, st.integers(1, 3), st.integers(1, 4))
+def test_tsv_counts_what_models_share_once(shape: tuple[int, int], seed: int, rank: int, count: int) -> None:
+    delta = deltas_of(shape, 1, seed, rank)[0]
+    close(merge("tsv_merge", [delta] * count, rank=rank), delta, 1e-8)
+
+
+@law
+@given(shapes, seeds)
+def test_tsv_of_opposite_deltas_is_nothing(shape: tuple[int, int], seed: int) -> None:
+    delta = deltas_of(shape, 1, seed)[0]
+    close(merge("tsv_merge", [delta, -delta]), torch.zeros(shape))
+
+
+@law
+@given(shapes, seeds, st.integers(1, 2), st.integers(2, 3))
+def test_tsv_adds_up_deltas_of_orthogonal_spaces(shape: tuple[int, int], seed: int, rank: int, count: int) -> None:
+    rank, count = (rank, count) if rank * count <= min(shape) else (1, 1)
+    left, right, rng = rotation(shape[0], seed), rotation(shape[1], seed + 1), generator(seed)
+    blocks = [slice(i * rank, (i + 1) * rank) for i in range(count)]
+    deltas = [left[:, b] @ normal(rank, rank, rng=rng) @ right[:, b].T for b in blocks]
+    close(merge("tsv_merge", deltas), sum(deltas, torch.zeros(shape)))
+
+
+@law
+@given(st.sampled_from([(24, 16), (16, 24), (20, 20)]), seeds, st.integers(1, 3))
+def test_tsv_of_low_rank_deltas_is_what_their_factors_give(shape: tuple[int, int], seed: int, rank: int) -> None:
+    count = 3
+    deltas = deltas_of(shape, count, seed, rank)
+    triplets = [torch.linalg.svd(d, full_matrices=False) for d in deltas]
+    left = torch.cat([u[:, :rank] for u, _, _ in triplets], dim=1)
+    right = torch.cat([v[:rank] for _, _, v in triplets])
+    values = torch.cat([s[:rank] for _, s, _ in triplets])
+    whitened = [x @ _inverse_root(x.T @ x) for x in (left, right.T)]
+    close(merge("tsv_merge", deltas), whitened[0] * values @ whitened[1].T, 1e-7)
+
+
+def _inverse_root(gram: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(gram)
+    return vectors / values.sqrt() @ vectors.T
+
+
+@law
+@given(shapes, seeds)
+def test_tsv_of_more_models_than_dimensions(shape: tuple[int, int], seed: int) -> None:
+    count = min(shape) + 3
+    deltas = deltas_of(shape, count, seed)
+    merged = merge("tsv_merge", deltas)
+    close(merge("tsv_merge", deltas, rank=1), merged)
+    tops = [torch.linalg.svdvals(d)[0] for d in deltas]
+    assert float(torch.linalg.matrix_norm(merged, ord=2)) <= float(max(tops)) * (1 + 1e-9)
+
+
+@law
+@given(shapes, seeds)
+def test_a_model_that_is_the_base_adds_no_direction(shape: tuple[int, int], seed: int) -> None:
+    deltas = deltas_of(shape, 2, seed)
+    expected = merge("tsv_merge", deltas, rank=1)
+    close(merge("tsv_merge", [*deltas, torch.zeros(shape, dtype=torch.float64)], rank=1), expected)
+    close(merge("tsv_merge", [*deltas, deltas[0].T.reshape(shape)], weights=[1, 1, 0], rank=1), expected)
+
+
+def test_tsv_by_hand() -> None:
+    merged = merge("tsv_merge", [outer([1, 0], [1, 0]), outer([0.6, 0.8], [0, 1])])
+    root = 10**-0.5
+    close(merged, torch.tensor([[3 * root, root], [-root, 3 * root]], dtype=torch.float64))
+    shared = outer([1, 0], [0, 2])
+    close(merge("tsv_merge", [shared, shared]), shared)
+    # As task singular vectors: weights multiply deltas, and singular values follow.
+    close(merge("tsv_merge", [outer([1, 0], [1, 0]), outer([0, 1], [0, 1])], weights=[2, -0.5]),
+          torch.diag(torch.tensor([2.0, -0.5], dtype=torch.float64)))  # fmt: skip
+
+
+def test_tsv_keeps_the_smaller_side_over_the_number_of_models() -> None:
+    deltas = deltas_of((10, 7), 3, 0)
+    close(merge("tsv_merge", deltas), merge("tsv_merge", deltas, rank=2))
+    one = deltas_of((10, 7), 1, 0)
+    assert int(torch.linalg.matrix_rank(merge("tsv_merge", one, rank=4))) == 4
+
+
+def test_tsv_decomposes_embeddings_on_request() -> None:
+    deltas = deltas_of((8, 6), 2, 0)
+    asked = merge("tsv_merge", deltas, kind="embedding", include_embeddings=True)
+    close(asked, merge("tsv_merge", deltas))
