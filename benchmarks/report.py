@@ -76,6 +76,7 @@ def _summarise(samples: Samples, rival: Sequence[Run], output_bytes: int) -> dic
         "hubmerge": tool_figures(samples.hubmerge),
         "merge_s": merge_s,
         "floor_s": floor_s,
+        "floor_cpu_s": {str(n): spread(f["cpu_s"] for f in runs) for n, runs in samples.floor.items()},
         "floor_fsync_s": {str(n): spread(f["fsync_s"] for f in runs) for n, runs in samples.floor.items()},
         "comparison": samples.comparison,
         "speedup": None,

@@ -80,7 +80,7 @@ class Bench:
             argv += ["--write-bytes", str(self.output_bytes), *map(str, case.inputs(models))]
             run = measure(argv, env=self.env, log=self.work / "floor.log", cwd=HERE)
             figures: dict[str, float] = json.loads(run.stdout)
-            return figures
+            return figures | {"cpu_s": run.cpu_s}
 
     @contextmanager
     def folder(self, name: str) -> Iterator[Path]:
