@@ -29,6 +29,10 @@ class Svd:
         """Number of triplets."""
         return len(self.values)
 
+    def top(self, r: int) -> Svd:
+        """The first r triplets."""
+        return Svd(self.left[:, :r], self.values[:r], self.right[:r])
+
 
 def rank_tolerance(shape: tuple[int, ...], dtype: torch.dtype) -> float:
     """Singular values up to this fraction of the largest are rounding errors of a matrix of that shape and dtype."""
@@ -69,9 +73,8 @@ def truncated_svd(
     found = _through_gram(matrix, most, tolerance) if precision == torch.float32 else None
     if found is not None:
         return found
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    r = min(most, numerical_rank(values, tolerance))
-    return Svd(left[:, :r], values[:r], right[:r])
+    found = Svd(*torch.linalg.svd(matrix, full_matrices=False))
+    return found.top(min(most, numerical_rank(found.values, tolerance)))
 
 
 def _through_gram(matrix: torch.Tensor, most: int, tolerance: float) -> Svd | None:

@@ -62,6 +62,10 @@ def outer(u: list[float], v: list[float]) -> torch.Tensor:
     return torch.outer(torch.tensor(u, dtype=torch.float64), torch.tensor(v, dtype=torch.float64))
 
 
+# Entries of equal magnitude are kept by position; where all are kept, laws hold for every shape.
+WHOLE: dict[str, dict[str, Any]] = {"drm": {"density": 1.0}}
+
+
 # --- all matrix methods -----------------------------------------------------------------------------------------
 
 
@@ -70,8 +74,9 @@ def outer(u: list[float], v: list[float]) -> torch.Tensor:
 @given(shapes, seeds, st.permutations([0, 1, 2]))
 def test_the_order_of_models_does_not_matter(method: str, shape: tuple[int, int], seed: int, order: list[int]) -> None:
     deltas, weights = deltas_of(shape, 3, seed), [1.0, 0.5, -2.0]
-    expected = merge(method, deltas, weights=weights)
-    close(merge(method, [deltas[i] for i in order], weights=[weights[i] for i in order]), expected)
+    rest = WHOLE.get(method, {})
+    expected = merge(method, deltas, weights=weights, **rest)
+    close(merge(method, [deltas[i] for i in order], weights=[weights[i] for i in order], **rest), expected)
 
 
 @pytest.mark.parametrize("method", EQUIVARIANT)
@@ -95,10 +100,10 @@ def test_transposed_matrices_give_the_transposed_result(method: str, shape: tupl
 @law
 @given(shapes, seeds, st.sampled_from([-1.0, 0.25, 3.0]))
 def test_a_common_factor_comes_out(method: str, shape: tuple[int, int], seed: int, factor: float) -> None:
-    deltas = deltas_of(shape, 2, seed)
-    expected = factor * merge(method, deltas)
-    close(merge(method, [factor * d for d in deltas]), expected)
-    close(merge(method, deltas, scale=factor), expected)
+    deltas, rest = deltas_of(shape, 2, seed), WHOLE.get(method, {})
+    expected = factor * merge(method, deltas, **rest)
+    close(merge(method, [factor * d for d in deltas], **rest), expected)
+    close(merge(method, deltas, scale=factor, **rest), expected)
 
 
 @pytest.mark.parametrize("method", MATRIX)
@@ -167,6 +172,19 @@ def test_released_tsv_merge(case: dict[str, Any]) -> None:
     base, models, expected = _tensors("tsv_merge", case)
     merged = merge_tensors("tsv_merge", base, models, parameters={"scale": case["params"]["alpha"]})
     assert_same_delta(merged, expected, base)
+
+
+@pytest.mark.parametrize("direction", ["horizontal", "vertical"])
+@pytest.mark.parametrize("case", _cases("drm"))
+def test_released_drm(case: dict[str, Any], direction: str) -> None:
+    base, models, expected = _tensors("drm", case, f".{direction}")
+    axis = 1 if direction == "horizontal" else 0
+    values = torch.linalg.svdvals(torch.cat([m - base for m in models], dim=axis))
+    size = len(models) * int((values > 0.01 * values[0]).sum()) * base.shape[axis]
+    # The released code rounds the number of kept entries to the nearest, and keeps one more.
+    density = (round(size * case["params"]["keep_fraction"]) + 1.5) / size
+    parameters = {"direction": direction, "density": density, "scale": case["params"]["scale"]}
+    assert_same_delta(merge_tensors("drm", base, models, parameters=parameters), expected, base)
 
 
 # --- TSV-Merge --------------------------------------------------------------------------------------------------
@@ -263,3 +281,121 @@ def test_tsv_decomposes_embeddings_on_request() -> None:
     deltas = deltas_of((8, 6), 2, 0)
     asked = merge("tsv_merge", deltas, kind="embedding", include_embeddings=True)
     close(asked, merge("tsv_merge", deltas))
+
+
+# --- DRM --------------------------------------------------------------------------------------------------------
+
+thick = st.sampled_from([(6, 6), (9, 5), (5, 9), (12, 3), (3, 12)])
+directions = st.sampled_from(["horizontal", "vertical"])
+
+
+@law
+@given(thick, seeds, directions, st.integers(1, 3))
+def test_drm_of_one_model_or_of_equal_models_is_that_model(
+    shape: tuple[int, int], seed: int, direction: str, count: int
+) -> None:
+    delta = deltas_of(shape, 1, seed)[0]
+    close(merge("drm", [delta] * count, direction=direction, density=1.0, cutoff=0.0), delta)
+
+
+@law
+@given(thick, seeds, st.booleans(), st.sampled_from([0.1, 0.5, 1.0]))
+def test_drm_vertical_is_horizontal_of_the_transposed(
+    shape: tuple[int, int], seed: int, renormalize: bool, density: float
+) -> None:
+    deltas = deltas_of(shape, 3, seed)
+    rest = {"renormalize": renormalize, "density": density}
+    vertical = merge("drm", deltas, direction="vertical", **rest)
+    close(vertical, merge("drm", [d.T.contiguous() for d in deltas], **rest).T)
+
+
+@law
+@given(thick, seeds, st.sampled_from([0.2, 0.6, 1.0]))
+def test_drm_horizontal_follows_rotated_outputs_and_vertical_rotated_inputs(
+    shape: tuple[int, int], seed: int, density: float
+) -> None:
+    deltas, weights = deltas_of(shape, 3, seed), [1.0, 0.5, 2.0]
+    q, p = rotation(shape[0], seed + 1), rotation(shape[1], seed + 2)
+    settings_ = {"density": density, "weights": weights}
+    close(merge("drm", [q @ d for d in deltas], **settings_), q @ merge("drm", deltas, **settings_), 1e-8)
+    settings_["direction"] = "vertical"
+    close(merge("drm", [d @ p for d in deltas], **settings_), merge("drm", deltas, **settings_) @ p, 1e-8)
+
+
+@law
+@given(thick, seeds, st.permutations([0, 1, 2]))
+def test_drm_at_its_default_density_does_not_depend_on_the_order(
+    shape: tuple[int, int], seed: int, order: list[int]
+) -> None:
+    deltas = deltas_of(shape, 3, seed)
+    close(merge("drm", [deltas[i] for i in order]), merge("drm", deltas))
+
+
+@law
+@given(thick, seeds, st.sampled_from([0.0, 0.13, 0.2, 0.77, 1.0]), st.booleans(), st.sampled_from([0.01, 0.3]))
+def test_drm_agrees_with_a_naive_loop(
+    shape: tuple[int, int], seed: int, density: float, renormalize: bool, cutoff: float
+) -> None:
+    deltas, weights = deltas_of(shape, 3, seed), [1.0, 0.0, -0.5]
+    left, values, right = torch.linalg.svd(torch.cat(deltas, dim=1), full_matrices=False)
+    q = int((values > cutoff * values[0]).sum())
+    entries = {}
+    for t in range(3):
+        for j in range(q):
+            row = right[j, t * shape[1] : (t + 1) * shape[1]]
+            norm = float(row.norm()) if renormalize else 1.0
+            for i in range(shape[1]):
+                entries[t, j, i] = (float(row[i]) / norm, norm * float(values[j]))
+    kept = set(sorted(entries, key=lambda e: -abs(entries[e][0]))[: int(density * len(entries))])
+    merged = torch.zeros(q, shape[1], dtype=torch.float64)
+    for j in range(q):
+        for i in range(shape[1]):
+            parts = [entries[t, j, i][0] * entries[t, j, i][1] if (t, j, i) in kept else 0.0 for t in range(3)]
+            agreeing = [w * x for w, x in zip(weights, parts, strict=True) if w and x * sum(parts) > 0]
+            merged[j, i] = sum(agreeing) / max(len(agreeing), 1)
+    found = merge("drm", deltas, weights=weights, density=density, renormalize=renormalize, cutoff=cutoff)
+    close(found, left[:, :q] @ merged)
+
+
+@law
+@given(st.sampled_from([(24, 16), (16, 24)]), seeds, st.integers(1, 3), directions)
+def test_drm_of_low_rank_deltas_stays_in_the_space_they_span(
+    shape: tuple[int, int], seed: int, rank: int, direction: str
+) -> None:
+    deltas = deltas_of(shape, 3, seed, rank)
+    merged = merge("drm", deltas, direction=direction, cutoff=0.0, density=1.0)
+    stacked = torch.cat(deltas if direction == "horizontal" else [d.T for d in deltas], dim=1)
+    basis = torch.linalg.svd(stacked, full_matrices=False)[0][:, : 3 * rank]
+    inside = merged if direction == "horizontal" else merged.T
+    close(basis @ (basis.T @ inside), inside, 1e-8)
+
+
+def test_drm_by_hand() -> None:
+    one, other = torch.diag(torch.tensor([3.0, 1.0])).double(), torch.diag(torch.tensor([4.0, -0.5])).double()
+    for direction in ("horizontal", "vertical"):
+        expected = torch.diag(torch.tensor([3.5, 1.0])).double()
+        close(merge("drm", [one, other], density=1.0, direction=direction), expected)
+    close(merge("drm", [outer([1, 0], [1, 0]), outer([1, 0], [0, 1])], density=1.0), outer([1, 0], [1, 1]))
+    # The singular value 0.03 is below the cut, but not below a smaller one.
+    small = torch.diag(torch.tensor([5.0, 0.03])).double()
+    close(merge("drm", [small], density=1.0), torch.diag(torch.tensor([5.0, 0.0])).double())
+    close(merge("drm", [small], density=1.0, cutoff=0.001), small)
+
+
+def test_drm_keeps_the_largest_entries_of_all_models_together() -> None:
+    # Renormalised, the rows are (.6, .8) and (.28, .96): the two largest of the four are .96 and .8.
+    deltas = [outer([1, 0], [0.6, 0.8]), outer([1, 0], [2.8, 9.6])]
+    close(merge("drm", deltas, density=0.5), outer([1, 0], [0, (0.8 + 9.6) / 2]))
+    # As they are, the second model's dominate.
+    close(merge("drm", deltas, density=0.5, renormalize=False), outer([1, 0], [2.8, 9.6]))
+    # Of equal magnitudes, the first come first.
+    equal = [outer([1], [1, 1]), outer([1], [1, 1])]
+    close(merge("drm", equal, density=0.5), outer([1], [1, 1]))
+    close(merge("drm", equal, density=0.25), outer([1], [1, 0]))
+
+
+def test_drm_of_other_tensors() -> None:
+    deltas = [torch.tensor([3.0, -1.0, 1.0]), torch.tensor([1.0, 2.0, -1.0])]
+    merged = merge("drm", deltas, kind="vector", vectors="elect", scale=2.0, weights=[1.0, 0.5])
+    # 3 and half of 1; half of 2; nothing where they cancel.
+    assert merged.tolist() == [2 * 3.5 / 2, 2 * 1.0, 0.0]

@@ -1,0 +1,107 @@
+"""Decom-Renorm-Merge: express all deltas in one basis of singular vectors, renormalise, trim, elect, and average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from hubmerge.arithmetic import onto_base, weighted_sum
+from hubmerge.linalg import is_matrix, rank_tolerance, truncated_svd
+from hubmerge.spec import Method, Params, TensorGroup
+
+
+class DrmParams(Params):
+    """Parameters of ``drm``."""
+
+    scale: float = 1.0
+    """λ, which multiplies the merged delta."""
+    direction: Literal["horizontal", "vertical"] = "horizontal"
+    """Deltas side by side share left singular vectors (horizontal); on top of one another, right ones (vertical)."""
+    density: float = Field(0.2, ge=0.0, le=1.0)
+    """Fraction of the entries of all models' singular vectors together that is kept: the largest magnitudes."""
+    renormalize: bool = True
+    """Bring each model's part of a singular vector to length 1 before its entries are compared with the others'."""
+    cutoff: float = Field(0.01, ge=0.0, lt=1.0)
+    """Leave out singular values up to this fraction of the largest."""
+    vectors: Literal["mean", "elect"] = "mean"
+    """What becomes of tensors other than linear weights: the mean of their deltas, or the mean of agreeing entries."""
+
+
+class Drm(Method):
+    """``W0 + λ U Y`` where ``[Δ₁ … Δₜ] = U S [V₁ … Vₜ]`` and Y merges the trimmed ``S Vᵢ`` by sign election."""
+
+    name = "drm"
+    summary = (
+        "Express all deltas in the singular vectors they share, keep the largest entries, elect signs, and average."
+    )
+    paper = (
+        "Decom-Renorm-Merge: Model Merging on the Right Space Improves Multitasking, Chaichana et al., 2025, "
+        "arXiv 2505.23117"
+    )
+    parameters = DrmParams
+    unit = "matrix"
+
+    def merge(self, group: TensorGroup, p: DrmParams, stats: Any | None) -> torch.Tensor:
+        """The merged tensor: (out, in) for a linear layer, else as stored."""
+        if not is_matrix(group):
+            return onto_base(group.base(), _other(group, p.vectors), p.scale)
+        deltas = [group.delta(i) for i in range(len(group))]
+        if p.direction == "horizontal":
+            merged = _side_by_side(deltas, group.weights, p)
+        else:
+            merged = _side_by_side([d.T for d in deltas], group.weights, p).T
+        return onto_base(group.base(), merged, p.scale)
+
+
+def _other(group: TensorGroup, rule: str) -> torch.Tensor:
+    if rule == "mean":
+        return weighted_sum(group.delta, group.weights).div_(len(group))
+    return _average_of_elected(torch.stack([group.delta(i) for i in range(len(group))]), group.weights)
+
+
+def _side_by_side(deltas: Sequence[torch.Tensor], weights: Sequence[float], p: DrmParams) -> torch.Tensor:
+    """The merged delta, (m, n), of deltas (m, n).
+
+    Source: arXiv 2505.23117, section 4, with the released code's joint trim and its cut of small singular values.
+    """
+    stacked = torch.cat(list(deltas), dim=1)
+    tolerance = max(p.cutoff, rank_tolerance(tuple(stacked.shape), stacked.dtype))
+    found = truncated_svd(stacked, tolerance=tolerance)
+    rows = torch.stack(found.right.tensor_split(len(deltas), dim=1))
+    lengths = found.values[:, None].expand(len(deltas), -1, 1)
+    if p.renormalize:
+        norms = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+        rows = rows / torch.where(norms == 0, 1.0, norms)
+        lengths = lengths * norms
+    rows = _keep_largest_(rows, int(p.density * rows.numel())).mul_(lengths)
+    return (found.left @ _average_of_elected(rows, weights)).to(stacked.dtype)
+
+
+def _keep_largest_(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Zero all but ``count`` entries: the largest magnitudes, among equal ones the first; in place."""
+    if count >= values.numel():
+        return values
+    if count == 0:
+        return values.zero_()
+    magnitudes = values.abs().view(-1)
+    threshold = magnitudes.kthvalue(len(magnitudes) - count + 1).values
+    dropped = magnitudes < threshold
+    ties = (magnitudes == threshold).nonzero().view(-1)
+    dropped[ties[count - int((magnitudes > threshold).sum()) :]] = True
+    return values.masked_fill_(dropped.view(values.shape), 0.0)
+
+
+def _average_of_elected(values: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """Weighted mean, (...), of the entries of (t, ...) whose sign is that of their unweighted sum.
+
+    Entries that cancel exactly elect no sign and give 0: in a basis of singular vectors, whose signs are arbitrary,
+    a majority over other entries would be arbitrary too.
+    """
+    sign = values.sum(dim=0).sign_()
+    factors = torch.tensor(weights, dtype=values.dtype, device=values.device).view(-1, *[1] * sign.ndim)
+    agreeing = values.mul_(sign).relu_().mul_(factors)
+    counts = (agreeing != 0).sum(dim=0).clamp_(min=1)
+    return agreeing.sum(dim=0).div_(counts).mul_(sign)
