@@ -88,7 +88,7 @@ def test_rotating_outputs_and_inputs_rotates_the_result(method: str, shape: tupl
     close(merge(method, [q @ d @ p for d in deltas]), q @ merge(method, deltas) @ p, 1e-7)
 
 
-@pytest.mark.parametrize("method", EQUIVARIANT)
+@pytest.mark.parametrize("method", [m for m in EQUIVARIANT if m != "iso_cts"])
 @law
 @given(shapes, seeds)
 def test_transposed_matrices_give_the_transposed_result(method: str, shape: tuple[int, int], seed: int) -> None:
@@ -140,9 +140,10 @@ def test_without_deltas_or_elements_the_base_stays(method: str, shape: tuple[int
 
 
 @pytest.mark.parametrize("method", MATRIX)
-def test_damaged_values_are_not_hidden(method: str) -> None:
-    deltas = deltas_of((4, 3), 2, 0)
-    deltas[1][2, 1] = float("nan")
+@pytest.mark.parametrize("count", [1, 2])
+def test_damaged_values_are_not_hidden(method: str, count: int) -> None:
+    deltas = deltas_of((4, 3), count, 0)
+    deltas[-1][2, 1] = float("nan")
     assert bool(merge(method, deltas).isnan().any())
 
 
@@ -185,6 +186,16 @@ def test_released_drm(case: dict[str, Any], direction: str) -> None:
     density = (round(size * case["params"]["keep_fraction"]) + 1.5) / size
     parameters = {"direction": direction, "density": density, "scale": case["params"]["scale"]}
     assert_same_delta(merge_tensors("drm", base, models, parameters=parameters), expected, base)
+
+
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts"])
+@pytest.mark.parametrize("case", _cases("iso"))
+def test_released_iso(case: dict[str, Any], method: str) -> None:
+    base, models, expected = _tensors("iso", case, f".{method}")
+    parameters = {"scale": case["params"]["alpha"]}
+    if method == "iso_cts":
+        parameters["common_fraction"] = case["params"]["common_fraction"]
+    assert_same_delta(merge_tensors(method, base, models, parameters=parameters), expected, base)
 
 
 # --- TSV-Merge --------------------------------------------------------------------------------------------------
@@ -399,3 +410,89 @@ def test_drm_of_other_tensors() -> None:
     merged = merge("drm", deltas, kind="vector", vectors="elect", scale=2.0, weights=[1.0, 0.5])
     # 3 and half of 1; half of 2; nothing where they cancel.
     assert merged.tolist() == [2 * 3.5 / 2, 2 * 1.0, 0.0]
+
+
+# --- isotropic merging ------------------------------------------------------------------------------------------
+
+ISO = ["iso_c", "iso_cts"]
+
+
+@law
+@given(thick, seeds, st.integers(1, 4))
+def test_iso_c_makes_the_spectrum_flat_and_keeps_its_sum(shape: tuple[int, int], seed: int, count: int) -> None:
+    deltas = deltas_of(shape, count, seed)
+    found = torch.linalg.svdvals(merge("iso_c", deltas))
+    before = torch.linalg.svdvals(sum(deltas, torch.zeros(shape)))
+    close(found, torch.full_like(found, float(before.mean())))
+
+
+@pytest.mark.parametrize("method", ISO)
+@law
+@given(shape=thick, seed=seeds, count=st.integers(1, 4), rank=st.sampled_from([None, 1, 2]))
+def test_iso_is_flat_on_its_range_and_flattening_again_changes_nothing(
+    method: str, shape: tuple[int, int], seed: int, count: int, rank: int | None
+) -> None:
+    merged = merge(method, deltas_of(shape, count, seed, rank))
+    close(merge("iso_c", [merged]), merged, 1e-8)
+
+
+@law
+@given(thick, seeds, st.integers(1, 3), st.integers(1, 2))
+def test_iso_c_gives_null_directions_nothing(shape: tuple[int, int], seed: int, count: int, rank: int) -> None:
+    deltas = deltas_of(shape, count, seed, rank)
+    left, values, right = torch.linalg.svd(sum(deltas, torch.zeros(shape)), full_matrices=False)
+    r = min(count * rank, *shape)
+    close(merge("iso_c", deltas), left[:, :r] @ right[:r] * values[:r].mean(), 1e-8)
+
+
+@law
+@given(thick, seeds, st.integers(1, 3))
+def test_iso_cts_of_common_directions_alone_is_iso_c(shape: tuple[int, int], seed: int, count: int) -> None:
+    deltas = deltas_of(shape, count, seed)
+    close(merge("iso_cts", deltas, common_fraction=1.0), merge("iso_c", deltas), 1e-8)
+    close(merge("iso_cts", deltas[:1]), merge("iso_c", deltas[:1]), 1e-8)
+
+
+@law
+@given(thick, seeds, st.sampled_from([0.0, 0.3, 0.8]))
+def test_iso_cts_of_more_models_than_dimensions(shape: tuple[int, int], seed: int, common_fraction: float) -> None:
+    deltas = deltas_of(shape, min(shape) + 2, seed)
+    # No model gets a direction of its own.
+    close(merge("iso_cts", deltas, common_fraction=common_fraction), merge("iso_c", deltas), 1e-8)
+
+
+@law
+@given(st.sampled_from([(20, 12), (12, 20)]), seeds, st.integers(1, 3))
+def test_iso_cts_of_low_rank_deltas_stays_in_the_spaces_they_span(shape: tuple[int, int], seed: int, rank: int) -> None:
+    deltas = deltas_of(shape, 3, seed, rank)
+    merged = merge("iso_cts", deltas, common_fraction=0.5)
+    for found, stacked in ((merged, torch.cat(deltas, dim=1)), (merged.T, torch.cat(deltas).T)):
+        basis = torch.linalg.svd(stacked, full_matrices=False)[0][:, : 3 * rank]
+        close(basis @ (basis.T @ found), found, 1e-8)
+
+
+def test_iso_cts_shares_out_directions_evenly() -> None:
+    from hubmerge.methods.iso_cts import directions_per_model
+
+    found = [directions_per_model(n, t, f) for n, t, f in ((40, 4, 0.8), (10, 4, 0.8), (10, 4, 0.0), (0, 3, 0.8))]
+    # 8 of 40 for four models; 2 of 10 round to none each; 10 for four models round to 2 each (2.5).
+    assert found == [2, 0, 2, 0]
+
+
+@pytest.mark.parametrize("method", ISO)
+def test_iso_by_hand(method: str) -> None:
+    diagonal = torch.diag(torch.tensor([3.0, 1.0])).double()
+    close(merge(method, [diagonal]), 2 * torch.eye(2).double())
+    close(merge(method, [diagonal, -diagonal]), torch.zeros(2, 2).double())
+    close(merge(method, [outer([0.6, 0.8], [0, 5])]), outer([0.6, 0.8], [0, 5]))
+
+
+def test_iso_c_multiplies_deltas_by_their_weights_before_it_adds_them() -> None:
+    deltas = [outer([1, 0], [1, 0]), outer([0, 1], [0, 1])]
+    close(merge("iso_c", deltas, weights=[3.0, -1.0]), torch.diag(torch.tensor([2.0, -2.0])).double())
+
+
+def test_iso_cts_takes_directions_of_models_from_what_the_sum_leaves() -> None:
+    # The sum's first direction is e1, and what it leaves of the models is e2e2ᵀ and e3e3ᵀ.
+    deltas = [torch.diag(torch.tensor([4.0, 2.0, 0.0])).double(), torch.diag(torch.tensor([4.0, 0.0, 1.0])).double()]
+    close(merge("iso_cts", deltas, common_fraction=0.34), torch.eye(3).double() * (8 + 2 + 1) / 3)
