@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,6 +33,7 @@ from report import FLOOR_THREADS, Samples
 HERE = Path(__file__).resolve().parent
 CHECKED = ("linear", "task_arithmetic", "ties")
 TOLERANCE = 1e-6
+SETTLE_S = 3.0
 
 
 class Bench:
@@ -99,9 +101,12 @@ class Bench:
 
 
 def settle(out: Path) -> None:
-    """Make room, and let what the run before has written reach the disk, so that it is not paid for by the next one."""
+    """Make room, and give every run the same start, whatever ran before it."""
     shutil.rmtree(out, ignore_errors=True)
+    # What was written must not be flushed at the next run's expense; and in a virtual machine memory that has just been
+    # freed is quicker to get than any other, until it has been handed back to the host.
     os.sync()
+    time.sleep(SETTLE_S)
 
 
 def run_case(bench: Bench, case: Case, models: Path, rounds: int, warmup: int) -> Samples:
@@ -111,14 +116,17 @@ def run_case(bench: Bench, case: Case, models: Path, rounds: int, warmup: int) -
     tools = [t for t in bench.tools if t == "hubmerge" or not case.native]
     for i in range(-warmup, rounds):
         counted = i >= 0
+        comparing = i == -warmup and len(tools) == 2 and not case.random
         with bench.folder("mergekit") as a, bench.folder("hubmerge") as b:
             for tool, out in (("mergekit", a), ("hubmerge", b)):
                 if tool in tools:
                     run = bench.merge(tool, recipe, out)
+                    if not comparing:
+                        shutil.rmtree(out)
                     say(f"{case.name}: {tool} {run.wall_s:.1f} s, {run.peak_rss_bytes / 1e6:.0f} MB", counted)
                     if counted:
                         getattr(samples, tool).append(run)
-            if len(tools) == 2 and samples.comparison is None and not case.random:
+            if comparing:
                 samples.comparison = bench.compare(a, b)
         for threads in FLOOR_THREADS:
             floor = bench.floor(case, models, threads)
