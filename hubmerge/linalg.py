@@ -49,12 +49,12 @@ def truncated_svd(
 ) -> Svd:
     """The largest singular triplets of a matrix.
 
-    Float32 data goes through the Gram matrix of the smaller side in float64, which is several times faster than a
-    full decomposition. It squares the singular values: rounding moves each square by up to
-    e = (m + n) · eps(float64) · Σσ², and the value σ and its vectors' inner products, relatively, by up to e / σ².
-    The result is taken if that is at most max(m, n) · eps(float32), what a full decomposition in float32 promises, for
-    the smallest σ that is kept, and if e cannot blur which σ exceed the tolerance. Otherwise, and always for float64
-    data, the matrix itself is decomposed.
+    Everything is computed in float64. Float32 data goes through the Gram matrix of the smaller side, which is faster
+    than decomposing the matrix, by a factor of 1.5 to 5, but squares the singular values: rounding moves each square
+    by up to e = (m + n) · eps(float64) · Σσ², and the value σ and its vectors' inner products, relatively, by up to
+    e / σ². The result is taken if that is at most max(m, n) · eps(float32), what a decomposition in float32 promises,
+    for the smallest σ that is kept, and if e cannot blur which σ exceed the tolerance. Otherwise, and always for
+    float64 data, the matrix itself is decomposed.
 
     Args:
         matrix: (m, n), float32 or float64. If it holds NaN or infinity, one triplet of NaN is returned.
@@ -84,15 +84,17 @@ def _through_gram(matrix: torch.Tensor, most: int, tolerance: float) -> Svd | No
         return None if found is None else Svd(found.right.T, found.values, found.left.T)
     m, n = matrix.shape
     gram = matrix.T @ matrix
-    squares, vectors = (t.flip(-1) for t in torch.linalg.eigh(gram))
-    error = (m + n) * torch.finfo(torch.float64).eps * float(gram.trace())
-    floor = tolerance**2 * float(squares[0])
+    total = float(gram.trace())
+    squares, vectors = torch.linalg.eigh(gram)
+    del gram
+    error = (m + n) * torch.finfo(torch.float64).eps * total
+    floor = tolerance**2 * float(squares[-1])
     r = min(most, int((squares > floor).sum()))
     blurred = r < most and error > floor
-    if blurred or error > m * torch.finfo(torch.float32).eps * float(squares[r - 1]):
+    if r == 0 or blurred or error > m * torch.finfo(torch.float32).eps * float(squares[n - r]):
         return None
-    values, right = squares[:r].sqrt(), vectors[:, :r]
-    return Svd(matrix @ right / values, values, right.T)
+    values, right = squares[n - r :].flip(0).sqrt(), vectors[:, n - r :].flip(1)
+    return Svd((matrix @ right).div_(values), values, right.T)
 
 
 def polar_factor(matrix: torch.Tensor, precision: torch.dtype) -> torch.Tensor:

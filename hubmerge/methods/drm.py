@@ -74,7 +74,7 @@ def _side_by_side(deltas: Sequence[torch.Tensor], weights: Sequence[float], p: D
     lengths = found.values[:, None].expand(len(deltas), -1, 1)
     if p.renormalize:
         norms = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
-        rows = rows / torch.where(norms == 0, 1.0, norms)
+        rows.div_(torch.where(norms == 0, 1.0, norms))
         lengths = lengths * norms
     rows = _keep_largest_(rows, int(p.density * rows.numel())).mul_(lengths)
     return (found.left @ _average_of_elected(rows, weights)).to(stacked.dtype)
