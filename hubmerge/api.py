@@ -317,7 +317,9 @@ def _companions(recipe: Recipe, planned: Plan, hub: Hub, written: list[Written],
             files[f.path] = read_small(planned.pinned(f.source), hub, f.path)
     portable = portable_recipe(planned, recipe.normalized())
     files[RECIPE_NAME] = Recipe.from_data(portable).to_yaml().encode()
-    files[CARD_NAME] = render_card(CardFacts(planned, recipe, repo)).encode()
+    # A card that is published links to where it is published; one in a folder to the Hub that everyone knows.
+    facts = CardFacts(planned, recipe, repo, hub.endpoint) if repo else CardFacts(planned, recipe)
+    files[CARD_NAME] = render_card(facts).encode()
     lock = build_lock(planned, recipe.normalized(), _all_written(written, files))
     files[LOCK_NAME] = dumps(lock).encode()
     return files

@@ -70,17 +70,19 @@ class Head:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card is made of; everything it says follows from these three.
+    """What a card is made of; everything it says follows from these.
 
     Args:
         plan: What was run.
         recipe: What was asked for, and what its author says about the result.
         repo_id: Where the model is published; None for a local folder.
+        hub_url: The Hub that the links lead to.
     """
 
     plan: Plan
     recipe: Recipe
     repo_id: str | None = None
+    hub_url: str = HUB_URL
 
     @cached_property
     def method(self) -> Method:
@@ -206,7 +208,7 @@ def render_card(facts: CardFacts) -> str:
     Raises:
         HubMergeError: The front matter would not be read back as it was meant.
     """
-    body = environment().get_template(TEMPLATE).render(facts=facts, hub_url=HUB_URL, version=hubmerge.__version__)
+    body = environment().get_template(TEMPLATE).render(facts=facts, hub_url=facts.hub_url, version=hubmerge.__version__)
     return f"---\n{_yaml(front_matter(facts))}---\n\n{body.strip()}\n"
 
 
