@@ -70,14 +70,16 @@ def _side_by_side(deltas: Sequence[torch.Tensor], weights: Sequence[float], p: D
     stacked = torch.cat(list(deltas), dim=1)
     tolerance = max(p.cutoff, rank_tolerance(tuple(stacked.shape), stacked.dtype))
     found = truncated_svd(stacked, tolerance=tolerance)
+    left, dtype = found.left, stacked.dtype
     rows = torch.stack(found.right.tensor_split(len(deltas), dim=1))
     lengths = found.values[:, None].expand(len(deltas), -1, 1)
+    del stacked, found  # as large as the rows are
     if p.renormalize:
         norms = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
         rows.div_(torch.where(norms == 0, 1.0, norms))
         lengths = lengths * norms
     rows = _keep_largest_(rows, int(p.density * rows.numel())).mul_(lengths)
-    return (found.left @ _average_of_elected(rows, weights)).to(stacked.dtype)
+    return (left @ _average_of_elected(rows, weights)).to(dtype)
 
 
 def _keep_largest_(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -86,8 +88,11 @@ def _keep_largest_(values: torch.Tensor, count: int) -> torch.Tensor:
         return values
     if count == 0:
         return values.zero_()
+    ranked = values.abs().view(-1).cpu().numpy()
+    ranked.partition(len(ranked) - count)  # in place: kthvalue would take three times the memory
+    threshold = float(ranked[len(ranked) - count])
+    del ranked
     magnitudes = values.abs().view(-1)
-    threshold = magnitudes.kthvalue(len(magnitudes) - count + 1).values
     dropped = magnitudes < threshold
     ties = (magnitudes == threshold).nonzero().view(-1)
     dropped[ties[count - int((magnitudes > threshold).sum()) :]] = True
