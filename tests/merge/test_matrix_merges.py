@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import peft
 import pytest
 import torch
-from safetensors.torch import save_file
+import transformers as tf
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,7 +20,8 @@ from hubmerge.memory import merge_tensors
 from hubmerge.methods import all_methods
 from hubmerge.spec import Kind
 from tests.merge import naive
-from tests.merge.models import FAMILIES, build, stored
+from tests.merge.models import FAMILIES, _gpt2, _save, build, stored
+from tests.merge.test_adapters import make_adapter
 
 MATRIX = [m.name for m in all_methods() if m.unit == "matrix"]
 WEIGHTS = [1.0, 0.5]
@@ -73,3 +76,31 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     recipe = hubmerge.Recipe.from_flags("tsv_merge", str(base), [str(t) for t in tunes])
     with pytest.raises(IntegrityError, match=rf"{name}.*task1"):
         hubmerge.merge(recipe, tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", MATRIX)
+def test_adapters_of_a_transposed_layer_are_merged_as_their_products(method: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _save(tf.GPT2LMHeadModel(_gpt2()), tmp_path / "base")
+    ranks, tunes = (2, 3), []
+    for i, rank in enumerate(ranks):
+        model = tf.GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["c_attn"], fan_in_fan_out=True)
+        tunes.append(tmp_path / f"adapter{i}")
+        make_adapter(config, model, tunes[-1], seed=i)
+    hubmerge.merge(
+        hubmerge.Recipe.from_flags(method, str(tmp_path / "base"), [str(t) for t in tunes]), tmp_path / "out"
+    )
+
+    before, merged = stored(tmp_path / "base"), stored(tmp_path / "out")
+    factors = [load_file(t / "adapter_model.safetensors") for t in tunes]
+    for name, value in before.items():
+        if not name.endswith("c_attn.weight"):
+            assert torch.equal(merged[name], value), name
+            continue
+        path = f"base_model.model.{name.removesuffix('.weight')}"
+        deltas = [2 * f[f"{path}.lora_B.weight"].double() @ f[f"{path}.lora_A.weight"].double() for f in factors]
+        expected = merge_tensors(method, torch.zeros_like(deltas[0]), deltas)
+        found = merged[name].T.double() - value.T.double()
+        assert float((found - expected).norm()) <= 1e-4 * float(expected.norm()), name
+        assert int((torch.linalg.svdvals(found) > 1e-4 * torch.linalg.svdvals(found)[0]).sum()) <= sum(ranks)
