@@ -20,6 +20,7 @@ from hubmerge.spec import (
     AdapterPart,
     Dtype,
     Input,
+    Method,
     OutputFile,
     PinnedModel,
     Plan,
@@ -329,8 +330,7 @@ def footprint(plan: Plan, workers: int, chunk_elements: int, piece_elements: int
     versions = len(plan.models) + 1
     method = get_method(plan.method)
     chunks = chunk_elements * 8 * (versions + 2)
-    whole = [j for j in plan.jobs if method.unit == "matrix" or any(isinstance(i, AdapterPart) for i in j.inputs)]
-    matrices = max((j.numel * 4 * (versions + 2) for j in whole), default=0)
+    matrices = max((_whole_bytes(j, method, len(plan.models)) for j in plan.jobs), default=0)
     staged = max((_staged_bytes(j, piece_elements) for j in plan.jobs), default=0) if remote else 0
     # Every thread counts into histograms of its own, which are then added up.
     statistics = len(plan.models) * 8 * (1 << MAX_BINS_LOG2) if method.begin(plan.params) is not None else 0
@@ -340,6 +340,16 @@ def footprint(plan: Plan, workers: int, chunk_elements: int, piece_elements: int
         largest_output_bytes=max((o.size_bytes for o in plan.outputs), default=0),
         memory_bytes=_PROCESS_BYTES + workers * (chunks + matrices + staged) + (workers + 1) * statistics,
     )
+
+
+def _whole_bytes(job: TensorJob, method: Method, n_models: int) -> int:
+    """What a tensor takes that is worked on as a whole: for an adapter's delta, or by a matrix method."""
+    if method.unit == "matrix" and job.kind == "linear" and job.action == "merge":
+        # Decompositions work in float64; measured on square matrices with three models.
+        return job.numel * (30 * n_models + 90)
+    if method.unit == "matrix" or any(isinstance(i, AdapterPart) for i in job.inputs):
+        return job.numel * 4 * (n_models + 3)
+    return 0
 
 
 def _staged_bytes(job: TensorJob, piece_elements: int) -> int:
