@@ -1,6 +1,6 @@
 """hubmerge against mergekit 0.1.5: whole processes, in turn, over the same recipe files and the same models.
 
-    python benchmarks/vs_mergekit.py                    # 1.1B parameters, 9 GB of disk, about 25 minutes
+    python benchmarks/vs_mergekit.py                    # 1.1B parameters, 14 GB of disk, about half an hour
     python benchmarks/vs_mergekit.py --quick            # 25M parameters: does everything run?
     python benchmarks/vs_mergekit.py --check            # do both tools compute the same numbers?
 
