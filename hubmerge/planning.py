@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -356,8 +356,3 @@ def _staged_bytes(job: TensorJob, piece_elements: int) -> int:
     """What is fetched at once for one piece of a tensor: every version of it."""
     stored = [i for i in (job.base, *job.inputs) if isinstance(i, TensorSpec)]
     return sum(min(piece_elements, i.numel) * i.dtype.nbytes for i in stored)
-
-
-def by_severity(plan: Plan) -> Mapping[str, list[Problem]]:
-    """The plan's problems, grouped."""
-    return {s: [p for p in plan.problems if p.severity == s] for s in ("error", "warning", "note")}

@@ -433,8 +433,3 @@ class Plan:
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts ``layers.2`` before ``layers.10``: the canonical order of tensors."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)
-
-
-def total_bytes(specs: Sequence[TensorSpec]) -> int:
-    """Sum of the byte ranges."""
-    return sum(s.size_bytes for s in specs)

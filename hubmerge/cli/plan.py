@@ -53,7 +53,7 @@ def _render(report: Any) -> str:
     facts = {
         "method": f"{plan.method} {report.parameters}".strip(),
         "tensors": f"{merged} merged, {len(plan.jobs) - merged} copied",
-        "read": f"{_output.size(f.read_bytes)}{report.reading}",
+        "read": _output.size(f.read_bytes),
         "write": f"{_output.size(f.write_bytes)} in {len(plan.outputs)} file{'s' * (len(plan.outputs) != 1)}",
         "memory": f"about {_output.size(f.memory_bytes)} at most",
         "disk": f"{_output.size(f.write_bytes)} for a folder; {_output.size(f.largest_output_bytes)} "
