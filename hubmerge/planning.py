@@ -24,7 +24,6 @@ from hubmerge.spec import (
     OutputFile,
     PinnedModel,
     Plan,
-    Problem,
     Settings,
     SmallFile,
     TensorJob,
