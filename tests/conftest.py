@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -92,6 +93,14 @@ def _connect(monkeypatch: pytest.MonkeyPatch, hub: LocalHub) -> None:
     _move_paths(monkeypatch, constants, Path(os.environ["HF_HOME"]))
     _point_client_at(monkeypatch, hub.endpoint)
     _forget_clients()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> Iterator[None]:
+    """Let child processes receive SIGINT: what a shell starts in the background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
