@@ -11,17 +11,19 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
 from hubmerge.errors import IntegrityError
+from hubmerge.linalg import of_rank
 from hubmerge.methods import get_method
 from hubmerge.ranking import GRAIN
-from hubmerge.reader import ChunkGroup, Scratch, Slot, Versions
+from hubmerge.reader import AdapterDelta, ChunkGroup, Scratch, Slot, Versions
 from hubmerge.schedule import Cancelled, Schedule
 from hubmerge.shipping import Outputs, Sink
-from hubmerge.spec import AdapterPart, ByteSource, LowRank, Method, Plan, TensorJob, TensorSpec
+from hubmerge.spec import AdapterPart, ByteSource, FactorPair, LowRank, Method, Plan, TensorJob, TensorSpec, is_factored
 
 
 class Sources(Protocol):
@@ -39,8 +41,8 @@ class Sources(Protocol):
         """The dense delta an adapter makes of one parameter, in the stored orientation."""
         ...
 
-    def adapter_factors(self, source: int, part: AdapterPart) -> LowRank | None:
-        """The same delta as factors, where the adapter keeps it so."""
+    def adapter_factors(self, source: int, part: AdapterPart, dtype: torch.dtype) -> LowRank | None:
+        """The same delta as factors, where the adapter keeps it so; a linear weight's as (out, in)."""
         ...
 
 
@@ -82,6 +84,8 @@ class Engine:
         self._progress = progress or (lambda _: None)
         self._schedule = Schedule()
         self._outputs = Outputs(plan, sink, stopped=lambda: self._schedule.error is not None)
+        self.truncation: dict[str, tuple[float, float]] = {}
+        """Of merged factors: the squared norms of what their rank leaves out, and of the whole delta."""
         self._lock = threading.Lock()
         self._done_bytes = 0
         self._total_bytes = sum(j.end_byte - j.start_byte for j in plan.jobs)
@@ -138,13 +142,14 @@ class Engine:
 
         def observe(scratch: Scratch, job: TensorJob, start: int, stop: int) -> None:
             mine = _Total()
-            wanted = [c for c in self._chunks(job, start, stop) if stats.wants(job.name, *c)]
+            wanted = [c for c in self._chunks(job, start, stop, observing=True) if stats.wants(job.name, *c)]
             if wanted:
                 # A pass that samples reads its few chunks by themselves, even where small reads are dear.
                 few = 4 * sum(b - a for a, b in wanted) < stop - start
-                group = self._group(job, start, stop, scratch, stage=not few)
+                group = self._group(job, start, stop, scratch, observing=True, stage=not few)
                 for a, b in wanted:
-                    self._move(group, a, b)
+                    self._check_stopped()
+                    group.move(a, b - a)
                     mine.add(method.observe(group, p, stats))
             with self._lock:
                 total.add(mine.value)
@@ -178,13 +183,22 @@ class Engine:
     def _method_of(self, job: TensorJob) -> Method:
         return get_method(job.method) if job.method else self._method
 
-    def _whole_only(self, job: TensorJob) -> bool:
-        return any(isinstance(i, AdapterPart) for i in job.inputs) or (
-            job.action == "merge" and self._method_of(job).unit == "matrix"
-        )
+    def _in_one_piece(self, job: TensorJob) -> bool:
+        return any(isinstance(i, AdapterPart) for i in job.inputs) or self._in_one_chunk(job)
+
+    def _in_one_chunk(self, job: TensorJob, *, observing: bool = False) -> bool:
+        """Whether the method gets the tensor whole: it asks for that, or it can work on factors alone."""
+        if job.action != "merge":
+            return False
+        method, settings = self._method_of(job), job.settings
+        assert settings is not None
+        if job.factors is not None or method.whole(settings.params):
+            return True
+        # What is observed does not depend on the form; a merged tensor is PEFT's own only if it is made as PEFT does.
+        return observing and is_factored(job) and method.rank_problem(settings.params, settings.weights) is None
 
     def _pieces(self, job: TensorJob) -> Iterator[tuple[int, int]]:
-        step = job.numel if self._whole_only(job) else self.tuning.piece_elements
+        step = job.numel if self._in_one_piece(job) else self.tuning.piece_elements
         for start in range(0, job.numel, max(step, 1)):
             yield start, min(start + step, job.numel)
 
@@ -195,55 +209,55 @@ class Engine:
     def _add_merge(self, job: TensorJob, stats: Any | None) -> None:
         self._add_pieces(job, lambda scratch, job, start, stop: self._merge(scratch, job, start, stop, stats))
 
-    def _chunks(self, job: TensorJob, start: int, stop: int) -> list[tuple[int, int]]:
+    def _chunks(self, job: TensorJob, start: int, stop: int, *, observing: bool = False) -> list[tuple[int, int]]:
         """The ranges of a piece that are worked on at once."""
-        if job.action == "merge" and self._method_of(job).unit == "matrix":
+        if self._in_one_chunk(job, observing=observing):
             return [(start, stop)]
         size = self.tuning.chunk_elements
         return [(low, min(low + size, stop)) for low in range(start, stop, size)]
-
-    def _move(self, group: ChunkGroup, start: int, stop: int) -> None:
-        """Point a group at a chunk, unless the run has been stopped."""
-        self._check_stopped()
-        if self._method_of(group.job).unit == "matrix":
-            group.whole()
-        else:
-            group.move(start, stop - start)
 
     def _check_stopped(self) -> None:
         if self._schedule.error is not None:
             raise Cancelled
 
-    def _group(self, job: TensorJob, start: int, stop: int, scratch: Scratch, *, stage: bool = True) -> ChunkGroup:
+    def _group(
+        self, job: TensorJob, start: int, stop: int, scratch: Scratch, *, observing: bool = False, stage: bool = True
+    ) -> ChunkGroup:
         base = Slot(job.base, self.sources.open(-1, job.base.file)) if job.base is not None else None
-        models: list[Slot | torch.Tensor | None] = []
-        factors: list[LowRank | None] = []
+        models: list[Slot | AdapterDelta | None] = []
         compute = self._compute or (torch.float64 if _needs_float64(job) else torch.float32)
         for i, given in enumerate(job.inputs):
-            factors.append(self.sources.adapter_factors(i, given) if isinstance(given, AdapterPart) else None)
             if isinstance(given, TensorSpec):
                 models.append(Slot(given, self.sources.open(i, given.file)))
             elif isinstance(given, AdapterPart):
-                assert base is not None
-                delta = self._adapter_delta(job, base, i, given)
-                models.append(delta.reshape(-1))
+                models.append(
+                    AdapterDelta(
+                        make=partial(self._adapter_delta, job, base, i, given),
+                        factors=partial(self.sources.adapter_factors, i, given, compute),
+                    )
+                )
             else:
                 models.append(None)
-        versions = Versions(job, base, tuple(models), tuple(factors), compute)
-        if stage and self._remote:
+        whole = self._in_one_chunk(job, observing=observing)
+        versions = Versions(job, base, tuple(models), compute)
+        if stage and self._remote and not (whole and is_factored(job) and observing):
             versions.stage(start, stop)
         assert job.settings is not None
-        return ChunkGroup(self.plan, versions, job.settings, scratch)
+        return ChunkGroup(self.plan, versions, job.settings, scratch, whole=whole)
 
-    def _adapter_delta(self, job: TensorJob, base: Slot, source: int, part: AdapterPart) -> torch.Tensor:
-        """The adapter's delta of the whole tensor: its kinds need the matrix, not a chunk of it."""
-        exact = torch.float64 if job.base is not None and job.base.dtype.name == "F64" else torch.float32
-        values = base.read(0, job.numel, Scratch()).to(exact).view(job.shape)
+    def _adapter_delta(self, job: TensorJob, base: Slot | None, source: int, part: AdapterPart) -> torch.Tensor:
+        """The adapter's delta of the whole tensor, flat: its kinds need the matrix, not a chunk of it."""
+        assert base is not None
+        exact = torch.float64 if base.spec.dtype.name == "F64" else torch.float32
+        if part.kind == "low_rank":  # needs no values of the base, only its shape and dtype
+            values = torch.zeros((), dtype=exact).expand(job.shape)
+        else:
+            values = base.read(0, job.numel, Scratch()).to(exact, copy=True).view(job.shape)
         # PEFT's decompositions give other bits with other numbers of threads; its users run it with the default.
         torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode(False), torch.no_grad():
-                return self.sources.adapter_delta(source, part, values.clone(), job.transposed)
+                return self.sources.adapter_delta(source, part, values, job.transposed).reshape(-1)
         finally:
             torch.set_num_threads(1)
 
@@ -253,11 +267,15 @@ class Engine:
         writer = self._outputs.writer(job.output)
         assert job.settings is not None
         for a, b in self._chunks(job, start, stop):
-            self._move(group, a, b)
+            self._check_stopped()
+            group.move(a, b - a)
             merged = method.merge(group, job.settings.params, stats)
-            if isinstance(merged, LowRank):
-                merged = group.base() + merged.dense()
-            if job.transposed and method.unit == "matrix":
+            if job.factors is not None:
+                assert isinstance(merged, LowRank)
+                merged = self._as_factors(job, job.factors, merged)
+            elif isinstance(merged, LowRank):
+                merged = merged.onto(group.base())
+            if job.transposed and merged.ndim == 2:
                 merged = merged.T
             out = _cast(merged.reshape(-1), job, scratch)
             # A finite sum proves that every element is; only the other case needs the slow look.
@@ -265,6 +283,14 @@ class Engine:
                 raise group.non_finite(self._label)
             writer.write(job.start_byte + a * job.dtype.nbytes, out.view(torch.uint8).numpy().data)
         self._finished(job, start, stop)
+
+    def _as_factors(self, job: TensorJob, pair: FactorPair, merged: LowRank) -> torch.Tensor:
+        """What is stored of a merged delta: its two factors, one after the other, flat."""
+        found, left_out, whole = of_rank(merged, pair.rank)
+        with self._lock:
+            self.truncation[job.name] = (left_out, whole)
+        first, second = (found.up.T, found.down.T) if pair.embedding else (found.down, found.up)
+        return torch.cat([first.reshape(-1), second.reshape(-1)])
 
     def _copy(self, scratch: Scratch, job: TensorJob, start: int, stop: int) -> None:
         spec = job.base
@@ -292,11 +318,13 @@ class Engine:
         return out
 
     def _finished(self, job: TensorJob, start: int, stop: int) -> None:
-        width = job.dtype.nbytes
+        low, high = job.start_byte + start * job.dtype.nbytes, job.start_byte + stop * job.dtype.nbytes
+        if job.factors is not None:
+            low, high = job.start_byte, job.end_byte
         with self._lock:
-            self._done_bytes += (stop - start) * width
+            self._done_bytes += high - low
             done = self._done_bytes
-        whole = self._outputs.written(job.output, job.start_byte + start * width, job.start_byte + stop * width)
+        whole = self._outputs.written(job.output, low, high)
         self._progress(Progress(done, self._total_bytes, self.plan.outputs[job.output].path if whole else None))
 
     def _label(self, source: int) -> str:
@@ -321,10 +349,11 @@ class _Total:
 
 def _needs_float64(job: TensorJob) -> bool:
     """Whether an input is stored in float64, or is an adapter's change that float32 cannot hold exactly."""
-    return any(
-        i.dtype.name == "F64" if isinstance(i, TensorSpec) else isinstance(i, AdapterPart) and i.kind == "generic"
-        for i in (job.base, *job.inputs)
-    )
+    stored = [i for i in (job.base, *job.inputs) if isinstance(i, TensorSpec)]
+    parts = [i for i in job.inputs if isinstance(i, AdapterPart)]
+    if job.factors is not None:
+        stored += [t for part in parts for t in part.tensors]
+    return any(s.dtype.name == "F64" for s in stored) or any(part.kind == "generic" for part in parts)
 
 
 def _cast(merged: torch.Tensor, job: TensorJob, scratch: Scratch) -> torch.Tensor:

@@ -143,11 +143,11 @@ class Inputs:
         with self._named(source):
             return adapters.delta(part, config, lambda spec: self._load(source, spec), base, transposed=transposed)
 
-    def adapter_factors(self, source: int, part: AdapterPart) -> LowRank | None:
-        """The same delta as factors, where it is known in that form."""
+    def adapter_factors(self, source: int, part: AdapterPart, dtype: torch.dtype) -> LowRank | None:
+        """The same delta as factors, where it is known in that form; a linear weight's as (out, in)."""
         config = self._plan.pinned(source).adapter or {}
         with self._named(source):
-            return adapters.factors(part, config, lambda spec: self._load(source, spec))
+            return adapters.factors(part, config, lambda spec: self._load(source, spec), dtype)
 
     @contextmanager
     def _named(self, source: int) -> Iterator[None]:

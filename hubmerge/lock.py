@@ -180,8 +180,8 @@ def portable_recipe(plan: Plan, recipe_data: Mapping[str, Any]) -> dict[str, Any
 
 def numerics_of(plan: Plan) -> Numerics:
     """Whether every method the plan uses gives the same bits on any machine."""
-    names = {plan.method} | {j.method for j in plan.jobs if j.method}
-    return "exact" if all(get_method(n).unit == "element" for n in names) else "tolerance"
+    rows = [(j.method, j.settings.params) for j in plan.jobs if j.method and j.settings is not None]
+    return "exact" if all(get_method(name).exact(p) for name, p in [(plan.method, plan.params), *rows]) else "tolerance"
 
 
 def environment() -> dict[str, str]:

@@ -19,12 +19,15 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class MemoryGroup(TensorGroup):
-    """Elements [start, stop) of tensors in memory."""
+    """Elements [start, stop) of tensors in memory.
+
+    A model is its own tensor, or the factors of its delta in the orientation of a linear layer, (out, in).
+    """
 
     def __init__(
         self,
         base: torch.Tensor | None,
-        models: Sequence[torch.Tensor],
+        models: Sequence[torch.Tensor | LowRank],
         *,
         tasks: Sequence[str],
         weights: Sequence[float],
@@ -32,16 +35,18 @@ class MemoryGroup(TensorGroup):
         name: str = "tensor",
         index: int = 0,
         kind: Kind = "linear",
+        layer: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.name, self.index, self.kind, self.seed = name, index, kind, seed
+        self.name, self.index, self.kind, self.layer, self.seed = name, index, kind, layer, seed
         self.tasks, self.weights, self.params = tuple(tasks), tuple(weights), tuple(params)
         self.shape = tuple(models[0].shape)
         self.start = 0
         self._range: tuple[int, int] | None = None
         self._base, self._models = base, tuple(models)
-        tensors = [*models] if base is None else [base, *models]
-        self.compute = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+        dtypes = [m.up.dtype if isinstance(m, LowRank) else m.dtype for m in models]
+        dtypes += [] if base is None else [base.dtype]
+        self.compute = torch.float64 if torch.float64 in dtypes else torch.float32
 
     def chunk(self, start: int, stop: int) -> MemoryGroup:
         """The same tensor's flat elements [start, stop)."""
@@ -57,20 +62,29 @@ class MemoryGroup(TensorGroup):
 
     def base(self) -> torch.Tensor:
         """The base's values; zeros without a base."""
-        return self._values(self._models[0]).zero_() if self._base is None else self._values(self._base)
+        if self._base is not None:
+            return self._values(self._base)
+        return self._values(torch.zeros(self.shape, dtype=self.compute))
 
     def model(self, i: int) -> torch.Tensor:
         """A copy of model i's values."""
-        return self._values(self._models[i])
+        one = self._models[i]
+        return self._values(one.dense()).add_(self.base()) if isinstance(one, LowRank) else self._values(one)
 
     def delta(self, i: int) -> torch.Tensor:
         """Model i minus base, in a new buffer."""
-        return self.model(i).sub_(self.base())
+        one = self._models[i]
+        return self._values(one.dense()) if isinstance(one, LowRank) else self._values(one).sub_(self.base())
+
+    def factors(self, i: int) -> LowRank | None:
+        """Model i's delta as factors, if it was given so and the group is whole."""
+        one = self._models[i]
+        return one if isinstance(one, LowRank) and self._range is None else None
 
 
-def chunks(method: Method, group: MemoryGroup, size: int = CHUNK) -> Iterable[MemoryGroup]:
-    """The group as the method wants to see it: whole for a matrix method, else cut into flat chunks."""
-    if method.unit == "matrix":
+def chunks(method: Method, p: Any, group: MemoryGroup, size: int = CHUNK) -> Iterable[MemoryGroup]:
+    """The group as the method wants to see it: whole, or cut into flat chunks."""
+    if method.whole(p):
         return [group]
     return [group.chunk(a, min(a + size, group.numel)) for a in range(0, max(group.numel, 1), size)]
 
@@ -90,7 +104,7 @@ def gather(method: Method, p: Any, groups: Sequence[TensorGroup]) -> Any | None:
 
 def merge_group(method: Method, p: Any, group: MemoryGroup, *, chunk_size: int = CHUNK) -> torch.Tensor:
     """Merge one tensor that is a scope of its own; the result has the compute dtype and the group's shape."""
-    parts = list(chunks(method, group, chunk_size))
+    parts = list(chunks(method, p, group, chunk_size))
     stats = gather(method, p, parts)
     return join(method, p, group, parts, stats)
 
@@ -100,7 +114,7 @@ def join(method: Method, p: Any, group: MemoryGroup, parts: Iterable[MemoryGroup
     merged = []
     for part in parts:
         out = method.merge(part, p, stats)
-        merged.append(part.base() + out.dense() if isinstance(out, LowRank) else out)
+        merged.append(out.onto(part.base()) if isinstance(out, LowRank) else out)
     return (merged[0] if len(merged) == 1 else torch.cat(merged)).reshape(group.shape)
 
 

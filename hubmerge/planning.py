@@ -28,6 +28,7 @@ from hubmerge.spec import (
     SmallFile,
     TensorJob,
     TensorSpec,
+    is_factored,
     natural_key,
 )
 
@@ -163,12 +164,11 @@ def _tensor_jobs(draft: Draft, name: str, base: TensorSpec, inputs: tuple[Input,
         "start_byte": 0,
         "end_byte": 0,
         "transposed": align.is_transposed(name, shape, draft.base.config),
+        "layer": align.layer_of(name),
     }
     if not any(i is not None for i in inputs):
         return [TensorJob(index=index, shape=shape, action="copy", base=base, inputs=(), **common)]
-    settings = draft.recipe.settings_for(
-        name, align.layer_of(name), draft.n_layers, align.is_input_embedding(name, shape)
-    )
+    settings = draft.recipe.settings_for(name, common["layer"], draft.n_layers, align.is_input_embedding(name, shape))
     rows = {i.shape[0] for i in inputs if isinstance(i, TensorSpec) and i.shape != shape}
     if not rows:
         return [
@@ -342,13 +342,27 @@ def footprint(plan: Plan, workers: int, chunk_elements: int, piece_elements: int
 
 
 def _whole_bytes(job: TensorJob, method: Method, n_models: int) -> int:
-    """What a tensor takes that is worked on as a whole: for an adapter's delta, or by a matrix method."""
-    if method.unit == "matrix" and job.kind == "linear" and job.action == "merge":
-        # Decompositions work in float64; measured on square matrices with three models.
-        return job.numel * (30 * n_models + 90)
-    if method.unit == "matrix" or any(isinstance(i, AdapterPart) for i in job.inputs):
+    """What a tensor takes that is worked on as a whole: for an adapter's delta, or by a method that needs all of it."""
+    if job.settings is None:
+        return 0
+    if method.whole(job.settings.params) or job.factors is not None:
+        if is_factored(job):
+            dense = 0 if job.factors is not None else job.numel * 16
+            return dense + _factored_bytes(job)
+        if method.unit == "matrix" and job.kind == "linear":
+            # Decompositions work in float64; measured on square matrices with three models.
+            return job.numel * (30 * n_models + 90)
+        return job.numel * 4 * (n_models + 3)
+    if any(isinstance(i, AdapterPart) for i in job.inputs):
         return job.numel * 4 * (n_models + 3)
     return 0
+
+
+def _factored_bytes(job: TensorJob) -> int:
+    """What a matrix method takes for deltas in factors: all of them in float64 a few times, and DRM's rows."""
+    ranks = sum(i.rank or 0 for i in job.inputs if isinstance(i, AdapterPart))
+    rows = len(job.inputs) * min(ranks, *job.shape) * max(job.shape)
+    return 8 * (6 * ranks * sum(job.shape) + 3 * rows)
 
 
 def _staged_bytes(job: TensorJob, piece_elements: int) -> int:

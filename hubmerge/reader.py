@@ -69,15 +69,30 @@ class Slot:
 
 
 @dataclass(slots=True)
+class AdapterDelta:
+    """An adapter's delta of the whole tensor, computed when it is asked for."""
+
+    make: Callable[[], torch.Tensor]
+    """The dense delta, flat."""
+    factors: Callable[[], LowRank | None]
+    """The same as factors, where it is known so."""
+    found: torch.Tensor | None = None
+
+    def dense(self) -> torch.Tensor:
+        """The dense delta, flat; read-only."""
+        if self.found is None:
+            self.found = self.make()
+        return self.found
+
+
+@dataclass(slots=True)
 class Versions:
     """The base's and the models' versions of one tensor, ready to be read chunk by chunk."""
 
     job: TensorJob
     base: Slot | None
-    models: tuple[Slot | torch.Tensor | None, ...]
-    """A slot to read from, a dense delta (flat) that an adapter makes, or None where the model leaves the base as it
-    is."""
-    factors: tuple[LowRank | None, ...]
+    models: tuple[Slot | AdapterDelta | None, ...]
+    """A slot to read from, what an adapter makes of the base, or None where the model leaves the base as it is."""
     compute: torch.dtype
     slots: list[Slot] = field(default_factory=list)
 
@@ -91,37 +106,34 @@ class Versions:
 
 
 class ChunkGroup(TensorGroup):
-    """A chunk of ``Versions`` as a merge method sees it; values are read when asked for, one model at a time."""
+    """A chunk of ``Versions``, or all of it, as a merge method sees it; values are read when asked for, one by one."""
 
-    def __init__(self, plan: Plan, versions: Versions, settings: Settings, scratch: Scratch) -> None:
+    def __init__(
+        self, plan: Plan, versions: Versions, settings: Settings, scratch: Scratch, *, whole: bool = False
+    ) -> None:
         job = versions.job
-        self.name, self.index, self.kind, self.shape = job.name, job.index, job.kind, job.shape
+        self.name, self.index, self.kind, self.shape, self.layer = job.name, job.index, job.kind, job.shape, job.layer
         self.tasks = tuple(m.name for m in plan.models)
         self.seed = plan.seed
         self.weights, self.params = settings.weights, settings.per_model
         self.start = 0
         self._n = 0
-        self._whole: tuple[int, ...] | None = None
+        self._whole = whole
         self.job = job
         self._versions = versions
         self._scratch = scratch
         self._base: torch.Tensor | None = None
 
     def move(self, start: int, n: int) -> None:
-        """Point at elements [start, start+n) and take all buffers back."""
+        """Point at elements [start, start+n), all of them of a whole tensor, and take all buffers back."""
         self.start, self._n = start, n
         self._base = None
         self._scratch.reset()
 
-    def whole(self) -> None:
-        """Point at the whole tensor in its shape, linear weights as (out, in): what a matrix method gets."""
-        self.move(0, self._versions.job.numel)
-        self._whole = self._versions.job.shape
-
     def _shaped(self, flat: torch.Tensor) -> torch.Tensor:
-        if self._whole is None:
+        if not self._whole:
             return flat
-        full = flat.view(self._whole)
+        full = flat.view(self.shape)
         return full.T if self._versions.job.transposed else full
 
     def _fresh(self, slot: Slot) -> torch.Tensor:
@@ -147,7 +159,7 @@ class ChunkGroup(TensorGroup):
             return self._shaped(self._fresh(version))
         out = self._scratch.take(self._n, self._versions.compute).copy_(self._flat_base())
         if version is not None:
-            out += version[self.start : self.start + self._n]
+            out += version.dense()[self.start : self.start + self._n]
         return self._shaped(out)
 
     def delta(self, i: int) -> torch.Tensor:
@@ -159,11 +171,18 @@ class ChunkGroup(TensorGroup):
         out = self._scratch.take(self._n, self._versions.compute)
         if version is None:
             return self._shaped(out.zero_())
-        return self._shaped(out.copy_(version[self.start : self.start + self._n]))
+        return self._shaped(out.copy_(version.dense()[self.start : self.start + self._n]))
 
     def factors(self, i: int) -> LowRank | None:
-        """Model i's delta as factors, if it is known in that form."""
-        return self._versions.factors[i]
+        """Model i's delta as factors, if it is known in that form and the group is whole."""
+        version = self._versions.models[i]
+        if not self._whole or len(self.shape) != 2 or isinstance(version, Slot):
+            return None
+        if version is not None:
+            return version.factors()
+        rows, columns = self.shape[::-1] if self.job.transposed else self.shape
+        dtype = self._versions.compute
+        return LowRank(torch.zeros(rows, 0, dtype=dtype), torch.zeros(0, columns, dtype=dtype))
 
     def non_finite(self, label: Callable[[int], str]) -> IntegrityError:
         """The error that says which input holds the first NaN or infinity of this chunk; -1 labels the base."""

@@ -192,9 +192,28 @@ class LowRank:
     down: torch.Tensor
     scale: float = 1.0
 
+    @property
+    def rank(self) -> int:
+        """Number of columns of up; the product's rank is at most that."""
+        return self.up.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the product."""
+        return self.up.shape[0], self.down.shape[1]
+
+    @property
+    def T(self) -> LowRank:  # noqa: N802 - torch's name
+        """The transposed product."""
+        return LowRank(self.down.T, self.up.T, self.scale)
+
     def dense(self) -> torch.Tensor:
         """The product, (out, in)."""
-        return (self.up @ self.down) * self.scale
+        return (self.up @ self.down).mul_(self.scale)
+
+    def onto(self, base: torch.Tensor) -> torch.Tensor:
+        """``base`` plus the product, computed in the base's dtype, in a new tensor."""
+        return base.addmm(self.up.to(base.dtype), self.down.to(base.dtype), alpha=self.scale)
 
 
 class Params(BaseModel):
@@ -210,10 +229,8 @@ class TensorGroup(ABC):
     """All versions of one tensor, or of one chunk of it, as a merge method sees them.
 
     Values come in the compute dtype (float64 if any input is float64, else float32). An element-wise method gets a
-    flat chunk
-    (n,) that starts at element ``start`` of the tensor; a matrix method gets the whole tensor, 2-D weights of linear
-    layers
-    as (out, in) whatever their stored orientation.
+    flat chunk (n,) that starts at element ``start`` of the tensor; a method that needs whole tensors gets them in
+    their shape, 2-D weights of linear layers as (out, in) whatever their stored orientation.
     """
 
     name: str
@@ -223,7 +240,9 @@ class TensorGroup(ABC):
     shape: tuple[int, ...]
     """Shape of the whole tensor as stored."""
     start: int
-    """Flat index of the chunk's first element; 0 for a matrix method."""
+    """Flat index of the chunk's first element; 0 for a whole tensor."""
+    layer: int | None = None
+    """Number of the layer the tensor belongs to; None outside the model's stack of layers."""
     tasks: tuple[str, ...]
     """The models' names, in the recipe's order."""
     weights: tuple[float, ...]
@@ -256,8 +275,21 @@ class TensorGroup(ABC):
         """Model i minus base, in a fresh buffer that the caller may overwrite."""
 
     def factors(self, i: int) -> LowRank | None:
-        """Model i's delta as factors, if it is known in that form."""
+        """Model i's delta as factors, if it is known in that form; without the model's weight.
+
+        A model that leaves the tensor as it is has factors of rank 0. A flat chunk has none.
+        """
         return None
+
+    def all_factors(self) -> list[LowRank] | None:
+        """All deltas as factors; None if one of them is not known in that form."""
+        found = []
+        for i in range(len(self)):
+            one = self.factors(i)
+            if one is None:
+                return None
+            found.append(one)
+        return found
 
 
 @runtime_checkable
@@ -300,6 +332,14 @@ class Method(ABC):
     min_models: ClassVar[int] = 1
     max_models: ClassVar[int | None] = None
 
+    def whole(self, p: Any) -> bool:
+        """Whether the method needs whole tensors, not chunks of them."""
+        return self.unit == "matrix"
+
+    def exact(self, p: Any) -> bool:
+        """Whether the result has the same bits on any machine."""
+        return self.unit == "element"
+
     def scope(self, p: Any) -> Scope:
         """What the statistics are about: each tensor by itself, or the whole model."""
         return "tensor"
@@ -319,6 +359,14 @@ class Method(ABC):
     def problem(self, p: Any, weights: Sequence[float]) -> str | None:
         """Why these settings cannot be merged, with the values; None if they can."""
         return None
+
+    def rank_problem(self, p: Any, weights: Sequence[float]) -> str | None:
+        """Why the merged delta of low-rank deltas is not of low rank itself; None if it is.
+
+        A method that answers None gives a LowRank from ``merge``, and observes, without forming a dense delta where
+        all deltas are known as factors.
+        """
+        return f"{self.name} decides entry by entry, which leaves a delta of full rank"
 
     @abstractmethod
     def merge(self, group: TensorGroup, p: Any, stats: Any | None) -> torch.Tensor | LowRank:
@@ -346,6 +394,23 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class FactorPair:
+    """How a merged low-rank delta is stored: two tensors of an adapter, one right after the other."""
+
+    names: tuple[str, str]
+    """The first is (rank, in), the second (out, rank); of an embedding, (rank, tokens) and (features, rank)."""
+    rank: int
+    embedding: bool = False
+
+    def shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Shapes of the two, for a delta (out, in), or (tokens, features) of an embedding."""
+        rows, columns = shape
+        return (
+            ((self.rank, rows), (columns, self.rank)) if self.embedding else ((self.rank, columns), (rows, self.rank))
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TensorJob:
     """One tensor of the output, or a range of its rows: what it is made of and where it goes."""
 
@@ -370,14 +435,26 @@ class TensorJob:
     """Another method than the plan's, for rows that not all models have."""
     transposed: bool = False
     """A linear weight stored [in, out], as GPT-2's Conv1D does."""
+    layer: int | None = None
+    """Number of the layer it belongs to; None outside the model's stack of layers."""
+    factors: FactorPair | None = None
+    """The delta is stored instead of the tensor, as two factors; ``shape`` is then the delta's, (out, in)."""
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
+        """Number of elements of the tensor."""
         n = 1
         for s in self.shape:
             n *= s
         return n
+
+
+def is_factored(job: TensorJob) -> bool:
+    """Whether everything that models change in the tensor is a matrix known as factors."""
+    return len(job.shape) == 2 and all(
+        i is None or (isinstance(i, AdapterPart) and i.kind == "low_rank" and i.parameter == "weight")
+        for i in job.inputs
+    )
 
 
 @dataclass(frozen=True, slots=True)

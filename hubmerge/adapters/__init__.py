@@ -98,8 +98,10 @@ def delta(
     return values.double() - base.double()
 
 
-def factors(part: AdapterPart, config: Mapping[str, Any], load: Load) -> LowRank | None:
-    """A plain LoRA matrix as factors in float32; None for every other part.
+def factors(
+    part: AdapterPart, config: Mapping[str, Any], load: Load, dtype: torch.dtype | None = None
+) -> LowRank | None:
+    """A plain LoRA matrix as factors, float32 unless another dtype is given; None for every other part.
 
     The product is (out, in) for a linear weight whatever its stored orientation, (tokens, features) for an embedding.
     ``delta`` is the bit-exact form: an embedding's product of factors may round differently.
@@ -108,4 +110,4 @@ def factors(part: AdapterPart, config: Mapping[str, Any], load: Load) -> LowRank
 
     from hubmerge.adapters.plain import lora_factors
 
-    return lora_factors(part, config, load, torch.float32)
+    return lora_factors(part, config, load, dtype or torch.float32)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from hubmerge.arithmetic import onto_base, weighted_sum
-from hubmerge.linalg import is_matrix, rank_tolerance, truncated_svd
-from hubmerge.spec import Method, Params, TensorGroup
+from hubmerge.arithmetic import onto_base
+from hubmerge.linalg import Delta, averaged, delta_of, is_matrix, joint_svd
+from hubmerge.spec import LowRank, Method, Params, TensorGroup
 
 
 class DrmParams(Params):
@@ -44,42 +44,37 @@ class Drm(Method):
     parameters = DrmParams
     unit = "matrix"
 
-    def merge(self, group: TensorGroup, p: DrmParams, stats: Any | None) -> torch.Tensor:
-        """The merged tensor: (out, in) for a linear layer, else as stored."""
-        if not is_matrix(group):
-            return onto_base(group.base(), _other(group, p.vectors), p.scale)
-        deltas = [group.delta(i) for i in range(len(group))]
-        if p.direction == "horizontal":
-            merged = _side_by_side(deltas, group.weights, p)
-        else:
-            merged = _side_by_side([d.T for d in deltas], group.weights, p).T
-        return onto_base(group.base(), merged, p.scale)
+    def rank_problem(self, p: DrmParams, weights: Sequence[float]) -> None:
+        """At most the sum of the deltas' ranks."""
+
+    def merge(self, group: TensorGroup, p: DrmParams, stats: Any | None) -> torch.Tensor | LowRank:
+        """The merged delta of a linear layer, (out, in), in factors; any other tensor with its base, as stored."""
+        if is_matrix(group):
+            deltas = [delta_of(group, i) for i in range(len(group))]
+            if p.direction == "horizontal":
+                return _side_by_side(deltas, group.weights, p)
+            return _side_by_side([d.T for d in deltas], group.weights, p).T
+        if p.vectors == "mean":
+            return averaged(group, p.scale)
+        elected = _average_of_elected(torch.stack([group.delta(i) for i in range(len(group))]), group.weights)
+        return onto_base(group.base(), elected, p.scale)
 
 
-def _other(group: TensorGroup, rule: str) -> torch.Tensor:
-    if rule == "mean":
-        return weighted_sum(group.delta, group.weights).div_(len(group))
-    return _average_of_elected(torch.stack([group.delta(i) for i in range(len(group))]), group.weights)
-
-
-def _side_by_side(deltas: Sequence[torch.Tensor], weights: Sequence[float], p: DrmParams) -> torch.Tensor:
+def _side_by_side(deltas: Sequence[Delta], weights: Sequence[float], p: DrmParams) -> LowRank:
     """The merged delta, (m, n), of deltas (m, n).
 
     Source: arXiv 2505.23117, section 4, with the released code's joint trim and its cut of small singular values.
     """
-    stacked = torch.cat(list(deltas), dim=1)
-    tolerance = max(p.cutoff, rank_tolerance(tuple(stacked.shape), stacked.dtype))
-    found = truncated_svd(stacked, tolerance=tolerance)
-    left, dtype = found.left, stacked.dtype
-    rows = torch.stack(found.right.tensor_split(len(deltas), dim=1))
+    found = joint_svd(deltas, p.cutoff)
+    left, rows = found.left, found.right
     lengths = found.values[:, None].expand(len(deltas), -1, 1)
-    del stacked, found  # as large as the rows are
+    del found  # frees the memory of what is overwritten below
     if p.renormalize:
         norms = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
         rows.div_(torch.where(norms == 0, 1.0, norms))
         lengths = lengths * norms
     rows = _keep_largest_(rows, int(p.density * rows.numel())).mul_(lengths)
-    return (left @ _average_of_elected(rows, weights)).to(dtype)
+    return LowRank(left, _average_of_elected(rows, weights), p.scale)
 
 
 def _keep_largest_(values: torch.Tensor, count: int) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from hubmerge.arithmetic import onto_base, weighted_sum
-from hubmerge.linalg import is_matrix, truncated_svd
-from hubmerge.spec import Method, Params, TensorGroup
+from hubmerge.linalg import averaged, is_matrix, summed, truncated_svd
+from hubmerge.spec import LowRank, Method, Params, TensorGroup
 
 
 class IsoCParams(Params):
@@ -32,12 +32,13 @@ class IsoC(Method):
     parameters = IsoCParams
     unit = "matrix"
 
-    def merge(self, group: TensorGroup, p: IsoCParams, stats: Any | None) -> torch.Tensor:
-        """The merged tensor: (out, in) for a linear layer, else as stored."""
-        total = weighted_sum(group.delta, group.weights)
+    def rank_problem(self, p: IsoCParams, weights: Sequence[float]) -> None:
+        """That of the sum."""
+
+    def merge(self, group: TensorGroup, p: IsoCParams, stats: Any | None) -> torch.Tensor | LowRank:
+        """The merged delta of a linear layer, (out, in), in factors; any other tensor with its base, as stored."""
         if not is_matrix(group):
-            return onto_base(group.base(), total.div_(len(group)), p.scale)
+            return averaged(group, p.scale)
         # Null directions get no share: the released code gives them one, and so adds noise to low-rank deltas.
-        found = truncated_svd(total)
-        merged = (found.left @ found.right).mul_(found.values.mean()) if found.rank else torch.zeros_like(total)
-        return onto_base(group.base(), merged.to(total.dtype), p.scale)
+        found = truncated_svd(summed(group))
+        return LowRank(found.left, found.right, p.scale * float(found.values.mean()) if found.rank else 0.0)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pydantic import Field
 
-from hubmerge.arithmetic import onto_base, scaled_, weighted_sum
-from hubmerge.linalg import Svd, is_matrix, polar_factor, rank_tolerance, truncated_svd
-from hubmerge.spec import Method, Params, TensorGroup
+from hubmerge.linalg import (
+    Delta,
+    Svd,
+    averaged,
+    delta_of,
+    dtype_of,
+    is_matrix,
+    polar_factor,
+    rank_tolerance,
+    shape_of,
+    summed,
+    truncated_svd,
+)
+from hubmerge.spec import LowRank, Method, Params, TensorGroup
 
 
 class IsoCtsParams(Params):
@@ -35,31 +47,31 @@ class IsoCts(Method):
     parameters = IsoCtsParams
     unit = "matrix"
 
-    def merge(self, group: TensorGroup, p: IsoCtsParams, stats: Any | None) -> torch.Tensor:
-        """The merged tensor: (out, in) for a linear layer, else as stored."""
-        total = weighted_sum(group.delta, group.weights)
-        merged = _isotropic(group, total, p.common_fraction) if is_matrix(group) else total.div_(len(group))
-        return onto_base(group.base(), merged, p.scale)
+    def rank_problem(self, p: IsoCtsParams, weights: Sequence[float]) -> None:
+        """That of the sum."""
+
+    def merge(self, group: TensorGroup, p: IsoCtsParams, stats: Any | None) -> torch.Tensor | LowRank:
+        """The merged delta of a linear layer, (out, in), in factors; any other tensor with its base, as stored."""
+        return _isotropic(group, p) if is_matrix(group) else averaged(group, p.scale)
 
 
-def _isotropic(group: TensorGroup, total: torch.Tensor, common_fraction: float) -> torch.Tensor:
-    """The merged delta, (out, in), of deltas whose weighted sum is ``total``.
+def _isotropic(group: TensorGroup, p: IsoCtsParams) -> LowRank:
+    """The merged delta, (out, in).
 
     Source: arXiv 2502.04959, algorithm 2. Directions are counted up to the rank of the sum, and null ones are left
     out; the released code counts up to the smaller side and gives null directions a share.
     """
+    total = summed(group)
     whole = truncated_svd(total)
-    own = directions_per_model(whole.rank, len(group), common_fraction)
+    own = directions_per_model(whole.rank, len(group), p.common_fraction)
     common = whole.top(whole.rank - own * len(group))
     parts = [common]
     if own:
-        parts += [_rest(scaled_(group.delta(i), w), common, own) for i, w in enumerate(group.weights)]
+        parts += [_rest(delta_of(group, i, w), common, own) for i, w in enumerate(group.weights)]
     values = torch.cat([part.values for part in parts])
-    if not len(values):
-        return torch.zeros_like(total)
-    left = polar_factor(torch.cat([part.left for part in parts], dim=1), total.dtype)
-    right = polar_factor(torch.cat([part.right for part in parts], dim=0), total.dtype)
-    return (left @ right).mul_(values.mean()).to(total.dtype)
+    left = polar_factor(torch.cat([part.left for part in parts], dim=1), dtype_of(total))
+    right = polar_factor(torch.cat([part.right for part in parts], dim=0), dtype_of(total))
+    return LowRank(left, right, p.scale * float(values.mean()) if len(values) else 0.0)
 
 
 def directions_per_model(rank: int, models: int, common_fraction: float) -> int:
@@ -67,11 +79,18 @@ def directions_per_model(rank: int, models: int, common_fraction: float) -> int:
     return min(round((rank - int(rank * common_fraction)) / models), rank // models)
 
 
-def _rest(delta: torch.Tensor, common: Svd, count: int) -> Svd:
+def _rest(delta: Delta, common: Svd, count: int) -> Svd:
     """The leading triplets of what the common left singular vectors leave of a delta, (out, in)."""
-    exact = delta.double()
-    rest = exact - common.left @ (common.left.T @ exact)
-    found = truncated_svd(rest, count, precision=delta.dtype)
+    rest: Delta
+    if isinstance(delta, LowRank):
+        up = delta.up.double()
+        rest = LowRank(up - common.left @ (common.left.T @ up), delta.down.double(), delta.scale)
+        size = float(truncated_svd(delta).values.norm())
+    else:
+        exact = delta.double()
+        rest = exact - common.left @ (common.left.T @ exact)
+        size = float(torch.linalg.vector_norm(exact))
+    found = truncated_svd(rest, count, precision=dtype_of(delta))
     # What is small beside the delta itself is a rounding error, even if it is all that is left.
-    floor = rank_tolerance(tuple(delta.shape), delta.dtype) * float(torch.linalg.vector_norm(exact))
+    floor = rank_tolerance(shape_of(delta), dtype_of(delta)) * size
     return found.top(int((~(found.values <= floor)).sum()))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pydantic import Field
 
-from hubmerge.arithmetic import onto_base, scaled_, weighted_sum
-from hubmerge.linalg import is_matrix, polar_factor, truncated_svd
-from hubmerge.spec import Method, Params, TensorGroup
+from hubmerge.linalg import averaged, delta_of, dtype_of, is_matrix, polar_factor, truncated_svd
+from hubmerge.spec import LowRank, Method, Params, TensorGroup
 
 
 class TsvMergeParams(Params):
@@ -36,24 +36,26 @@ class TsvMerge(Method):
     parameters = TsvMergeParams
     unit = "matrix"
 
-    def merge(self, group: TensorGroup, p: TsvMergeParams, stats: Any | None) -> torch.Tensor:
-        """The merged tensor: (out, in) for a linear layer, else as stored."""
+    def rank_problem(self, p: TsvMergeParams, weights: Sequence[float]) -> None:
+        """At most the sum of the deltas' ranks."""
+
+    def merge(self, group: TensorGroup, p: TsvMergeParams, stats: Any | None) -> torch.Tensor | LowRank:
+        """The merged delta of a linear layer, (out, in), in factors; any other tensor with its base, as stored."""
         if is_matrix(group, embeddings=p.include_embeddings):
-            merged = _orthogonalised_sum(group, p.rank)
-        else:
-            merged = weighted_sum(group.delta, group.weights).div_(len(group))
-        return onto_base(group.base(), merged, p.scale)
+            return _orthogonalised_sum(group, p)
+        return averaged(group, p.scale)
 
 
-def _orthogonalised_sum(group: TensorGroup, rank: int | None) -> torch.Tensor:
+def _orthogonalised_sum(group: TensorGroup, p: TsvMergeParams) -> LowRank:
     """The merged delta, (out, in).
 
     Source: arXiv 2412.00081, algorithm 1. Directions that tasks share exactly enter once; the released code
     fills the ones that become free with arbitrary vectors.
     """
-    k = max(1, min(group.shape) // len(group)) if rank is None else rank
-    found = [truncated_svd(scaled_(group.delta(i), w), k) for i, w in enumerate(group.weights)]
-    dtype = group.base().dtype
-    left = polar_factor(torch.cat([f.left for f in found], dim=1), dtype)
-    right = polar_factor(torch.cat([f.right for f in found], dim=0), dtype)
-    return (left * torch.cat([f.values for f in found]) @ right).to(dtype)
+    k = max(1, min(group.shape) // len(group)) if p.rank is None else p.rank
+    deltas = [delta_of(group, i, w) for i, w in enumerate(group.weights)]
+    found = [truncated_svd(d, k) for d in deltas]
+    precision = dtype_of(deltas[0])
+    left = polar_factor(torch.cat([f.left for f in found], dim=1), precision)
+    right = polar_factor(torch.cat([f.right for f in found], dim=0), precision)
+    return LowRank(left.mul_(torch.cat([f.values for f in found])), right, p.scale)

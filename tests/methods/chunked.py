@@ -42,7 +42,7 @@ def merge_model(
             index=index,
             seed=seed,
         )
-    parts = {name: list(chunks(chosen, group, chunk_size)) for name, group in groups.items()}
+    parts = {name: list(chunks(chosen, p, group, chunk_size)) for name, group in groups.items()}
 
     def ordered(wanted: Sequence[MemoryGroup]) -> list[MemoryGroup]:
         found = list(wanted)
