@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 import hubmerge
 from hubmerge.errors import HubMergeError, IntegrityError
 from hubmerge.lock import LOCK_NAME, Lock, build_lock, dumps, loads, numerics_of, portable_recipe, schema_text
-from hubmerge.methods import all_methods
+from hubmerge.methods import all_methods, get_method
 from hubmerge.recipe import Recipe
-from hubmerge.spec import DTYPES, FileSpec, Plan, TensorJob
+from hubmerge.spec import DTYPES, FileSpec, Plan, Settings, TensorJob
 from tests import factories as make
 
 SCHEMA = Path(__file__).parent.parent / "docs" / "lock.schema.json"
@@ -131,7 +131,8 @@ def test_numerics_are_exact_only_if_every_method_is_element_wise() -> None:
 
 
 def _job(method: str) -> TensorJob:
-    return TensorJob(0, "w", "linear", (2, 2), DTYPES["F32"], 0, 8, 24, "merge", None, (), method=method)
+    settings = Settings(get_method(method).parameters(), (), ())
+    return TensorJob(0, "w", "linear", (2, 2), DTYPES["F32"], 0, 8, 24, "merge", None, (), settings, method=method)
 
 
 @pytest.mark.parametrize(
