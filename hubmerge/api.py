@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubmerge.card import CardFacts, render_card
+from hubmerge.card import HUB_URL, CardFacts, render_card
 from hubmerge.errors import BudgetError, PlanError
 from hubmerge.hub import Hub
 from hubmerge.inputs import Fetch, Inputs, read_small
@@ -22,7 +22,7 @@ from hubmerge.planning import Footprint, build_plan, footprint
 from hubmerge.publish import Publisher, PublishOptions, ShardByShard
 from hubmerge.recipe import Recipe
 from hubmerge.resolve import pin_recipe
-from hubmerge.spec import Plan
+from hubmerge.spec import Plan, Truncation
 
 if TYPE_CHECKING:
     from hubmerge.engine import Progress, Tuning
@@ -71,6 +71,8 @@ class Result:
     path: Path | None = None
     url: str | None = None
     commit: str | None = None
+    truncation: Truncation | None = None
+    """What a merged adapter lost to its rank."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -82,6 +84,7 @@ class Result:
             "files": [asdict(f) for f in self.files],
             "timings": dict(self.timings),
             "peak_rss_bytes": peak_rss_bytes(),
+            "truncation": asdict(self.truncation) if self.truncation else None,
             "problems": [asdict(p) for p in self.plan.problems],
         }
 
@@ -89,7 +92,9 @@ class Result:
         """One line for a person."""
         size = sum(f.size_bytes for f in self.files)
         where = f"{self.url} (commit {self.commit[:_TAG_LENGTH]})" if self.url and self.commit else str(self.path)
-        return f"{where}: {size / 1e9:.2f} GB in {self.timings['total_s']:.1f} s"
+        lost = f"\n{self.truncation}" if self.truncation else ""
+        shown = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+        return f"{where}: {shown} in {self.timings['total_s']:.1f} s{lost}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +174,13 @@ def merge(
         FolderSink(Path(out), planned.digest[:_TAG_LENGTH], needed, overwrite=overwrite) as sink,
         Inputs(planned, hub, options.fetch, options.max_disk_bytes) as inputs,
     ):
-        _run(planned, inputs, sink, options, progress)
+        truncation = _run(planned, inputs, sink, options, progress)
         clock.lap("merge_s")
-        files = _companions(recipe, planned, hub, sink.written, None)
+        files = _companions(recipe, planned, hub, sink.written, truncation)
         sink.commit(files)
         written = _all_written(sink.written, files)
     clock.lap("publish_s")
-    return Result(planned, written, clock.timings(), path=sink.out)
+    return Result(planned, written, clock.timings(), path=sink.out, truncation=truncation)
 
 
 def push(
@@ -210,13 +215,14 @@ def push(
     ):
         clock.lap("plan_s")
         sink = ShardByShard(Path(folder), publisher, planned, options.max_disk_bytes)
-        _run(planned, inputs, sink, options, progress)
+        truncation = _run(planned, inputs, sink, options, progress)
         clock.lap("merge_s")
-        files = _companions(recipe, planned, hub, sink.written, publisher.repo)
+        files = _companions(recipe, planned, hub, sink.written, truncation, publisher.repo)
         published = publisher.finish(files)
         clock.lap("publish_s")
     written = _all_written(sink.written, files)
-    return Result(planned, written, clock.timings(), url=published.url, commit=published.commit)
+    timings = clock.timings()
+    return Result(planned, written, timings, url=published.url, commit=published.commit, truncation=truncation)
 
 
 def verify(target: str, *, hub: Hub | None = None) -> Report:
@@ -297,14 +303,23 @@ def _footprint(planned: Plan, tuning: Tuning, remote: bool) -> Footprint:
 
 def _run(
     planned: Plan, inputs: Inputs, sink: Any, options: RunOptions, progress: Callable[[Progress], None] | None
-) -> None:
+) -> Truncation | None:
     from hubmerge.engine import Engine
 
     remote = any(inputs.is_remote(s) for s in range(-1, len(planned.models)))
-    Engine(planned, inputs, sink, _tuning(planned, options, remote=remote), progress).run()
+    engine = Engine(planned, inputs, sink, _tuning(planned, options, remote=remote), progress)
+    engine.run()
+    return Truncation.of(engine.truncation)
 
 
-def _companions(recipe: Recipe, planned: Plan, hub: Hub, written: list[Written], repo: str | None) -> dict[str, bytes]:
+def _companions(
+    recipe: Recipe,
+    planned: Plan,
+    hub: Hub,
+    written: list[Written],
+    truncation: Truncation | None,
+    repo: str | None = None,
+) -> dict[str, bytes]:
     """The small files of the result: copies, recipe, card, and the lock over all of them."""
     files: dict[str, bytes] = {}
     for f in planned.files:
@@ -316,7 +331,7 @@ def _companions(recipe: Recipe, planned: Plan, hub: Hub, written: list[Written],
     portable = portable_recipe(planned, recipe.normalized())
     files[RECIPE_NAME] = Recipe.from_data(portable).to_yaml().encode()
     # A card that is published links to where it is published; one in a folder to the Hub that everyone knows.
-    facts = CardFacts(planned, recipe, repo, hub.endpoint) if repo else CardFacts(planned, recipe)
+    facts = CardFacts(planned, recipe, repo, hub.endpoint if repo else HUB_URL, truncation)
     files[CARD_NAME] = render_card(facts).encode()
     lock = build_lock(planned, recipe.normalized(), _all_written(written, files))
     files[LOCK_NAME] = dumps(lock).encode()

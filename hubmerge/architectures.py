@@ -81,6 +81,26 @@ def loading(config: Mapping[str, Any]) -> Loading | None:
     return Loading(name, None, _input(config))
 
 
+# PEFT's task types, and the class onto whose modules such an adapter fits.
+_BY_TASK: Mapping[str, str] = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+
+
+def with_task(found: Loading | None, task_type: str | None) -> Loading | None:
+    """How to load a base for an adapter of PEFT's ``task_type``; as its own config says where there is none."""
+    loader = _BY_TASK.get(task_type or "")
+    if found is None or loader is None or found.remote_code:
+        return found
+    tag = next((t for _, c, t, _ in _BY_SUFFIX if c == loader), None)
+    return Loading(loader, tag, found.input)
+
+
 def _own_code(name: str, auto_map: Any) -> Loading | None:
     if not isinstance(auto_map, dict):
         return None

@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import hubmerge
-from hubmerge.architectures import Loading, loading
+from hubmerge.architectures import Loading, loading, with_task
 from hubmerge.errors import HubMergeError
 from hubmerge.licenses import Decision, declared, derive_license
 from hubmerge.markdown import environment, one_line
 from hubmerge.methods import get_method
-from hubmerge.spec import Method, PinnedModel, Plan
+from hubmerge.spec import AdapterPart, Method, PinnedModel, Plan, Truncation
 
 if TYPE_CHECKING:
     from hubmerge.recipe import Card, Recipe
@@ -68,6 +68,20 @@ class Head:
     loading: Loading | None
 
 
+@dataclass(frozen=True, slots=True)
+class MergedAdapter:
+    """A merged adapter in a few numbers."""
+
+    tensors: int
+    """How many of the base's weights it changes."""
+    ranks: tuple[int, int]
+    """Its smallest and largest rank."""
+    task_type: str | None
+    """PEFT's name of the kind of model it goes onto."""
+    lossless: bool
+    """Whether its rank is the sum of its parents'."""
+
+
 @dataclass(frozen=True)
 class CardFacts:
     """What a card is made of; everything it says follows from these.
@@ -77,12 +91,14 @@ class CardFacts:
         recipe: What was asked for, and what its author says about the result.
         repo_id: Where the model is published; None for a local folder.
         hub_url: The Hub that the links lead to.
+        truncation: What a merged adapter lost to its rank.
     """
 
     plan: Plan
     recipe: Recipe
     repo_id: str | None = None
     hub_url: str = HUB_URL
+    truncation: Truncation | None = None
 
     @cached_property
     def method(self) -> Method:
@@ -111,8 +127,22 @@ class CardFacts:
 
     @cached_property
     def loading(self) -> Loading | None:
-        """How the result is loaded."""
-        return loading(self.plan.base.config)
+        """How the result, or the model that a merged adapter is put on, is loaded."""
+        found = loading(self.plan.base.config)
+        return with_task(found, self.adapter.task_type) if self.adapter else found
+
+    @cached_property
+    def adapter(self) -> MergedAdapter | None:
+        """What is to be said about a merged adapter; None for a full model."""
+        pairs = [(j.factors, j.inputs) for j in self.plan.jobs if j.factors is not None]
+        if not pairs:
+            return None
+        config = next(f.content for f in self.plan.files if f.path == "adapter_config.json" and f.content is not None)
+        ranks = sorted({pair.rank for pair, _ in pairs})
+        lossless = all(
+            pair.rank >= sum(p.rank or 0 for p in parts if isinstance(p, AdapterPart)) for pair, parts in pairs
+        )
+        return MergedAdapter(len(pairs), (ranks[0], ranks[-1]), json.loads(config).get("task_type"), lossless)
 
     @property
     def title(self) -> str:
@@ -215,19 +245,34 @@ def render_card(facts: CardFacts) -> str:
 def front_matter(facts: CardFacts) -> dict[str, Any]:
     """The card's metadata. Of what the parents' cards say, only values of the expected form are taken over."""
     cards = [m.card for m in facts.parents]
-    repos = _once(m.repo for m in facts.parents if not m.is_local and _REPO.fullmatch(m.repo))
     words = facts.words
     data: dict[str, Any] = {
-        "base_model": repos,
-        "base_model_relation": "merge" if repos else None,
-        "library_name": "transformers" if facts.plan.base.config.get("model_type") else None,
+        **_relations(facts),
         "pipeline_tag": _pipeline_tag(facts, cards),
         **(facts.license.terms.front_matter() if facts.license.terms else {}),
         "language": _matching(_LANGUAGE, words.language or _union(cards, "language")),
         "datasets": _matching(_REPO, _union(cards, "datasets")),
-        "tags": _once(["merge", "hubmerge", facts.plan.method, *(one_line(t) for t in words.tags)]),
+        "tags": _once(
+            [
+                "merge",
+                "hubmerge",
+                facts.plan.method,
+                *(["lora"] if facts.adapter else []),
+                *(one_line(t) for t in words.tags),
+            ]
+        ),
     }
     return {k: v for k, v in data.items() if v not in (None, [])}
+
+
+def _relations(facts: CardFacts) -> dict[str, Any]:
+    """Where the result stands among the Hub's models: a merge of its parents, or an adapter of their base."""
+    repos = _once(m.repo for m in facts.parents if not m.is_local and _REPO.fullmatch(m.repo))
+    if facts.adapter:
+        base = repos[0] if repos and repos[0] == facts.plan.base.repo else None
+        return {"base_model": base, "base_model_relation": "adapter" if base else None, "library_name": "peft"}
+    library = "transformers" if facts.plan.base.config.get("model_type") else None
+    return {"base_model": repos, "base_model_relation": "merge" if repos else None, "library_name": library}
 
 
 def _pipeline_tag(facts: CardFacts, cards: list[Mapping[str, Any]]) -> str | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from hubmerge.io.header import build_header
-from hubmerge.spec import OutputFile, PinnedModel, SmallFile, TensorJob
+from hubmerge.spec import Dtype, OutputFile, PinnedModel, SmallFile, TensorJob
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -20,8 +20,9 @@ TOKENIZER_FILES = (
 MODEL_FILES = (
     "generation_config.json", "preprocessor_config.json", "processor_config.json", "image_processor_config.json",
     "video_preprocessor_config.json", "feature_extractor_config.json", "modules.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json", "1_Pooling/config.json", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+    "config_sentence_transformers.json", "1_Pooling/config.json",
 )  # fmt: skip
+NOTICE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 def pack(jobs: Sequence[TensorJob], max_shard_bytes: int) -> tuple[list[TensorJob], list[OutputFile]]:
@@ -58,12 +59,12 @@ def pack(jobs: Sequence[TensorJob], max_shard_bytes: int) -> tuple[list[TensorJo
 def place(groups: Sequence[Sequence[TensorJob]], path: str, output: int) -> tuple[list[TensorJob], OutputFile]:
     """Lay tensors out in one file: widest dtype first, so that every tensor is aligned, then canonical order."""
     ordered = sorted(groups, key=lambda g: -g[0].dtype.nbytes)
-    header, spans = build_header((g[0].name, g[0].dtype, _shape(g)) for g in ordered)
+    header, spans = build_header(entry for g in ordered for entry in _entries(g))
     placed = []
-    for group, (start, _) in zip(ordered, spans, strict=True):
-        position = start
+    position = spans[0][0] if spans else 0
+    for group in ordered:
         for job in group:
-            end = position + job.numel * job.dtype.nbytes
+            end = position + _stored_bytes(job)
             placed.append(replace(job, output=output, start_byte=position, end_byte=end))
             position = end
     return placed, OutputFile(path, header, spans[-1][1] if spans else len(header))
@@ -76,10 +77,21 @@ def _by_tensor(jobs: Sequence[TensorJob]) -> list[list[TensorJob]]:
     return list(groups.values())
 
 
-def _shape(group: Sequence[TensorJob]) -> tuple[int, ...]:
-    if len(group) == 1:
-        return group[0].shape
-    return (sum(j.shape[0] for j in group), *group[0].shape[1:])
+def _entries(group: Sequence[TensorJob]) -> Iterator[tuple[str, Dtype, tuple[int, ...]]]:
+    """The stored tensors that the jobs of one tensor fill, one after the other."""
+    first = group[0]
+    if first.factors is not None:
+        for name, shape in zip(first.factors.names, first.factors.shapes(first.shape), strict=True):
+            yield name, first.dtype, shape
+    elif len(group) == 1:
+        yield first.name, first.dtype, first.shape
+    else:
+        yield first.name, first.dtype, (sum(j.shape[0] for j in group), *first.shape[1:])
+
+
+def _stored_bytes(job: TensorJob) -> int:
+    elements = job.numel if job.factors is None else job.factors.rank * sum(job.shape)
+    return elements * job.dtype.nbytes
 
 
 def index_file(jobs: Sequence[TensorJob], outputs: Sequence[OutputFile]) -> SmallFile | None:
@@ -104,11 +116,21 @@ def to_json(data: Mapping[str, Any]) -> bytes:
 
 def companions(base: PinnedModel, tokenizer: PinnedModel, tokenizer_source: int) -> list[SmallFile]:
     """The small files copied byte for byte: the base's, and the tokenizer of the model the recipe names."""
-    found = [SmallFile(p, source=-1) for p in _matching(base, MODEL_FILES)]
-    found += [SmallFile(p, source=tokenizer_source) for p in _matching(tokenizer, TOKENIZER_FILES)]
+    found = [SmallFile(p, source=-1) for p in _matching(base, MODEL_FILES + NOTICE_FILES)]
+    found += tokenizer_files(tokenizer, tokenizer_source)
     if base.config.get("auto_map"):
         found += [SmallFile(p, source=-1) for p in base.files if p.endswith(".py") and "/" not in p]
     return sorted(found, key=lambda f: f.path)
+
+
+def tokenizer_files(model: PinnedModel, source: int) -> list[SmallFile]:
+    """The tokenizer of a model; ``source`` is its number in the plan."""
+    return [SmallFile(p, source=source) for p in sorted(_matching(model, TOKENIZER_FILES))]
+
+
+def notices(base: PinnedModel) -> list[SmallFile]:
+    """The licence files that accompany whatever is made from the base."""
+    return [SmallFile(p, source=-1) for p in sorted(_matching(base, NOTICE_FILES))]
 
 
 def _matching(model: PinnedModel, patterns: Sequence[str]) -> list[str]:

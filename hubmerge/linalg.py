@@ -255,9 +255,12 @@ def joint_svd(deltas: Sequence[Delta], cutoff: float) -> JointSvd:
     stacked = torch.cat([columns.double() for columns, _ in thin], dim=1)
     found = truncated_svd(stacked, tolerance=tolerance, precision=precision)
     del stacked
-    widths = [columns.shape[1] for columns, _ in thin]
-    parts = zip(torch.split(found.right, widths, dim=1), thin, strict=True)
-    rows = [part if basis is None else part @ basis.T for part, (_, basis) in parts]
+    noise = rank_tolerance((m, n * len(deltas)), torch.float64) * found.values[:1] / found.values
+    rows = []
+    for part, (_, basis) in zip(torch.split(found.right, [c.shape[1] for c, _ in thin], dim=1), thin, strict=True):
+        # A delta that has no part in a vector gets exact zeros there: renormalised, rounding errors would count.
+        part.masked_fill_((torch.linalg.vector_norm(part, dim=1) <= noise)[:, None], 0.0)
+        rows.append(part if basis is None else part @ basis.T)
     return JointSvd(found.left, found.values, torch.stack(rows))
 
 

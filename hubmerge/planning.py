@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import hubmerge
-from hubmerge import align, layout
+from hubmerge import align, layout, merged_adapter
 from hubmerge.matching import Aligned, Draft, align_adapter, align_full, check_models
 from hubmerge.methods import get_method
 from hubmerge.ranking import MAX_BINS_LOG2
@@ -43,10 +43,14 @@ def build_plan(recipe: Recipe, base: PinnedModel, models: tuple[PinnedModel, ...
     check_models(draft)
     for model in models:
         draft.aligned.append(align_adapter(draft, model) if model.adapter is not None else align_full(draft, model))
-    jobs = _model_jobs(draft)
+    is_adapter = recipe.output.format == "adapter"
+    jobs = merged_adapter.adapter_jobs(draft) if is_adapter else _model_jobs(draft)
     _check_settings(draft, jobs)
-    placed, outputs = layout.pack(jobs, recipe.output.shard_size)
-    files = _small_files(draft, placed, outputs)
+    if is_adapter:
+        placed, outputs, files = _adapter_files(draft, jobs)
+    else:
+        placed, outputs = layout.pack(jobs, recipe.output.shard_size)
+        files = _small_files(draft, placed, outputs)
     if recipe.heads == "keep":
         _add_heads(draft, placed, outputs, files)
     plan = Plan(
@@ -77,7 +81,7 @@ def plan_digest(plan: Plan) -> str:
     jobs = [
         [j.name, j.kind, j.shape, j.dtype.name, j.output, j.start_byte, j.action, j.method, j.source,
         settings(j.settings),
-         *(_place(i) for i in (j.base, *j.inputs))]
+         *(_place(i) for i in (j.base, *j.inputs)), j.factors and [j.factors.names, j.factors.rank]]
         for j in plan.jobs
     ]  # fmt: skip
     files = [[f.path, f.source, hashlib.sha256(f.content).hexdigest() if f.content else None] for f in plan.files]
@@ -244,6 +248,21 @@ def _small_files(draft: Draft, jobs: Sequence[TensorJob], outputs: Sequence[Outp
     return [*files, index] if index else files
 
 
+def _adapter_files(
+    draft: Draft, jobs: Sequence[TensorJob]
+) -> tuple[list[TensorJob], list[OutputFile], list[SmallFile]]:
+    """A merged adapter's weights and what accompanies them; a tokenizer only if the recipe names a model's."""
+    if not jobs:
+        return [], [], []
+    placed, output = layout.place([[job] for job in jobs], merged_adapter.WEIGHTS, 0)
+    files = [SmallFile(merged_adapter.CONFIG, content=merged_adapter.adapter_config(draft, jobs))]
+    files += layout.notices(draft.base)
+    if draft.recipe.tokenizer != "base":
+        source = _tokenizer_source(draft)
+        files += layout.tokenizer_files(draft.base if source < 0 else draft.models[source], source)
+    return placed, [output], files
+
+
 def _tokenizer_source(draft: Draft) -> int:
     wanted = draft.recipe.tokenizer
     if wanted == "union":
@@ -326,6 +345,7 @@ _PROCESS_BYTES = 350_000_000
 def footprint(plan: Plan, workers: int, chunk_elements: int, piece_elements: int, remote: bool) -> Footprint:
     """What running the plan takes, from sizes alone."""
     read = sum(i.size_bytes for j in plan.jobs for i in (j.base, *j.inputs) if isinstance(i, TensorSpec))
+    read += sum(sum(t.size_bytes for t in _adapter_tensors(plan, i)) for i in range(len(plan.models)))
     versions = len(plan.models) + 1
     method = get_method(plan.method)
     chunks = chunk_elements * 8 * (versions + 2)
@@ -339,6 +359,12 @@ def footprint(plan: Plan, workers: int, chunk_elements: int, piece_elements: int
         largest_output_bytes=max((o.size_bytes for o in plan.outputs), default=0),
         memory_bytes=_PROCESS_BYTES + workers * (chunks + matrices + staged) + (workers + 1) * statistics,
     )
+
+
+def _adapter_tensors(plan: Plan, source: int) -> set[TensorSpec]:
+    """An adapter's stored tensors that the plan reads; some kinds share them between modules."""
+    parts = (job.inputs[source] for job in plan.jobs if job.inputs)
+    return {t for part in parts if isinstance(part, AdapterPart) for t in part.tensors}
 
 
 def _whole_bytes(job: TensorJob, method: Method, n_models: int) -> int:

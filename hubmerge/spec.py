@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -455,6 +456,34 @@ def is_factored(job: TensorJob) -> bool:
         i is None or (isinstance(i, AdapterPart) and i.kind == "low_rank" and i.parameter == "weight")
         for i in job.inputs
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """What a merged adapter lost to its rank, as fractions of the merged delta's Frobenius norm."""
+
+    error: float
+    """Of all tensors together."""
+    worst: str
+    """The tensor that lost most."""
+    worst_error: float
+
+    @classmethod
+    def of(cls, squares: Mapping[str, tuple[float, float]]) -> Truncation | None:
+        """From the squared norms of what was left out and of the whole, by tensor; None if nothing was left out."""
+        if not any(left_out > 0 for left_out, _ in squares.values()):
+            return None
+        names = sorted(squares)
+        errors = {n: (squares[n][0] / squares[n][1]) ** 0.5 if squares[n][1] else 0.0 for n in names}
+        worst = max(names, key=lambda n: errors[n])
+        left_out, whole = (math.fsum(squares[n][k] for n in names) for k in (0, 1))
+        return cls((left_out / whole) ** 0.5, worst, errors[worst])
+
+    def __str__(self) -> str:
+        return (
+            f"the adapter's rank leaves out {self.error:.2%} of the merged deltas' norm, "
+            f"most in {self.worst} ({self.worst_error:.2%})"
+        )
 
 
 @dataclass(frozen=True, slots=True)

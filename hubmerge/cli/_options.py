@@ -35,6 +35,12 @@ recipe_options = _stack(
     click.option("--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the method; repeat."),
     click.option("--dtype", help="dtype of the output: bfloat16, float16, float32 or float64."),
     click.option("--seed", type=int, help="Seed of methods that draw random numbers."),
+    click.option(
+        "--format",
+        type=click.Choice(["full", "adapter"]),
+        help="Output: a whole checkpoint (default), or a PEFT adapter when all models are adapters.",
+    ),
+    click.option("--rank", type=click.IntRange(1), help="Largest rank of a merged adapter; default: lossless."),
     click.option("--shard-size", help="Largest size of an output file, e.g. 5GB."),
 )
 
@@ -71,9 +77,9 @@ def load_recipe(recipe: str | None, **flags: Any) -> Recipe:
         return Recipe.load(recipe)
     if not method or not models:
         raise UsageError("no recipe", hint="name a recipe file, or give --method, --base and --model")
-    shard_size = flags.pop("shard_size", None)
-    output = {"shard_size": shard_size} if shard_size else None
-    return Recipe.from_flags(method, base, list(models), list(params), output=output, **flags)
+    output = {"format": flags.pop("format"), "rank": flags.pop("rank"), "shard_size": flags.pop("shard_size")}
+    output = {key: value for key, value in output.items() if value is not None}
+    return Recipe.from_flags(method, base, list(models), list(params), output=output or None, **flags)
 
 
 def run_settings(workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str) -> RunOptions:

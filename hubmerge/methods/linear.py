@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from hubmerge.arithmetic import total_weight, weighted_sum, zero_weight_problem
-from hubmerge.spec import Method, Params, TensorGroup
+from hubmerge.linalg import concatenated
+from hubmerge.spec import LowRank, Method, Params, TensorGroup
 
 
 class LinearParams(Params):
@@ -32,14 +33,22 @@ class Linear(Method):
         """A normalised average needs a total weight other than 0."""
         return zero_weight_problem(weights) if p.normalize else None
 
-    def merge(self, group: TensorGroup, p: LinearParams, stats: Any | None) -> torch.Tensor:
-        """The average of the chunk, (n,).
+    def rank_problem(self, p: LinearParams, weights: Sequence[float]) -> str | None:
+        """A sum that is no average scales the base, too."""
+        if p.normalize or math.fsum(weights) == 1.0:
+            return None
+        return f"without normalize, the weights {list(weights)} scale the base, which an adapter cannot express"
+
+    def merge(self, group: TensorGroup, p: LinearParams, stats: Any | None) -> torch.Tensor | LowRank:
+        """The average of the chunk, (n,); of deltas in factors, their average.
 
         Computed as the first model plus weighted differences to it: fine-tunes are close to one another, so the
         differences carry the rounding errors of their own small magnitude, and what all models share stays exact.
         """
-        first = group.model(0)
         total = total_weight(group.weights) if p.normalize else 1.0
+        if (factors := group.all_factors()) is not None:
+            return concatenated(factors, [w / total for w in group.weights])
+        first = group.model(0)
         excess = 0.0 if p.normalize else math.fsum([*group.weights, -1.0])
         if len(group) == 1:
             return first if excess == 0.0 else first.mul_(group.weights[0])

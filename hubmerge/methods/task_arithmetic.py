@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 
 from hubmerge.arithmetic import onto_base, total_weight, weighted_sum, zero_weight_problem
-from hubmerge.spec import Method, Params, TensorGroup
+from hubmerge.linalg import concatenated
+from hubmerge.spec import LowRank, Method, Params, TensorGroup
 
 
 class TaskArithmeticParams(Params):
@@ -34,9 +35,15 @@ class TaskArithmetic(Method):
         """A normalised sum needs a total weight other than 0."""
         return zero_weight_problem(weights) if p.normalize and p.rule == "exact" else None
 
-    def merge(self, group: TensorGroup, p: TaskArithmeticParams, stats: Any | None) -> torch.Tensor:
-        """The merged chunk, (n,)."""
+    def rank_problem(self, p: TaskArithmeticParams, weights: Sequence[float]) -> None:
+        """Factors side by side: at most the sum of the deltas' ranks."""
+
+    def merge(self, group: TensorGroup, p: TaskArithmeticParams, stats: Any | None) -> torch.Tensor | LowRank:
+        """The merged chunk, (n,); of deltas in factors, the merged delta."""
+        divisor = total_weight(group.weights, lenient=p.rule == "mergekit") if p.normalize else 1.0
+        if (factors := group.all_factors()) is not None:
+            return concatenated(factors, [w * p.scale / divisor for w in group.weights])
         total = weighted_sum(group.delta, group.weights)
         if p.normalize:
-            total.div_(total_weight(group.weights, lenient=p.rule == "mergekit"))
+            total.div_(divisor)
         return onto_base(group.base(), total, p.scale)

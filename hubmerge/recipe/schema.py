@@ -90,6 +90,8 @@ class Output(BaseModel):
     """A whole checkpoint; or a PEFT adapter; or a bundle from which each model can be restored."""
     shard_size: int = 5_000_000_000
     """Largest size of a weight file in bytes; ``5GB``, ``500MB`` and ``4GiB`` are understood."""
+    rank: int | None = Field(None, ge=1)
+    """Of a merged adapter: its largest rank; by default the sum of the adapters' ranks, which loses nothing."""
 
     @field_validator("shard_size", mode="before")
     @classmethod
@@ -106,9 +108,15 @@ class Output(BaseModel):
     @field_validator("format")
     @classmethod
     def _available(cls, value: str) -> str:
-        if value != "full":
-            raise ValueError(f"{value} is not available for these methods in this version; use full")
+        if value == "bundle":
+            raise ValueError("bundle is not available in this version; use full or adapter")
         return value
+
+    @model_validator(mode="after")
+    def _rank_of_an_adapter(self) -> Self:
+        if self.rank is not None and self.format != "adapter":
+            raise ManyIssuesError([(("rank",), f"only a merged adapter has a rank; the format is {self.format}")])
+        return self
 
 
 class Card(BaseModel):

@@ -84,13 +84,17 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "language is a number": (TWO + "card: {language: [«1]}\n", "card.language[0]: expected text, found 1"),
     "summary is true": (TWO + "card: {title: yes, summary: «true}\n", "card.summary: expected text, found true"),
     # output
-    "adapter": (
-        TWO + "output: {format: «adapter}\n",
-        "output.format: adapter is not available for these methods in this version; use full",
-    ),
     "bundle": (
         TWO + "output: {format: «bundle}\n",
-        "output.format: bundle is not available for these methods in this version; use full",
+        "output.format: bundle is not available in this version; use full or adapter",
+    ),
+    "rank of a full model": (
+        TWO + "output: {rank: «8}\n",
+        "output.rank: only a merged adapter has a rank; the format is full",
+    ),
+    "rank 0": (
+        TWO + "output: {format: adapter, rank: «0}\n",
+        "output.rank: must be at least 1, found 0",
     ),
     "unknown format": (TWO + "output: {format: «gguf}\n", "output.format: 'gguf' is not one of full, adapter, bundle"),
     "shard size": (
