@@ -137,12 +137,12 @@ class CardFacts:
         pairs = [(j.factors, j.inputs) for j in self.plan.jobs if j.factors is not None]
         if not pairs:
             return None
-        config = next(f.content for f in self.plan.files if f.path == "adapter_config.json" and f.content is not None)
+        tasks = {str((m.adapter or {}).get("task_type")) for m in self.plan.models}
         ranks = sorted({pair.rank for pair, _ in pairs})
         lossless = all(
             pair.rank >= sum(p.rank or 0 for p in parts if isinstance(p, AdapterPart)) for pair, parts in pairs
         )
-        return MergedAdapter(len(pairs), (ranks[0], ranks[-1]), json.loads(config).get("task_type"), lossless)
+        return MergedAdapter(len(pairs), (ranks[0], ranks[-1]), tasks.pop() if len(tasks) == 1 else None, lossless)
 
     @property
     def title(self) -> str:

@@ -18,6 +18,8 @@ from hubmerge.spec import DTYPE_BY_TORCH_NAME, DTYPES, AdapterPart, Dtype, Facto
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _ROOT = "base_model.model."
 _LOCAL_PATH = re.compile(r"[./~]|[A-Za-z]:\\")
+# For these PEFT expects the adapter to contain the head; a merged one has none, its parents' are kept beside it.
+_TASKS_WITH_HEADS = frozenset({"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
 # Options that choose among the modules which target_modules names: with one of them, a union of names says too much.
 _NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
 
@@ -150,6 +152,7 @@ def adapter_config(draft: Draft, jobs: Sequence[TensorJob]) -> bytes:
     largest = max(ranks.values())
     others = {module: rank for module, rank in ranks.items() if rank != largest}
     configs = [m.adapter or {} for m in draft.models]
+    task = _agreed(configs, "task_type")
     data = {
         "alpha_pattern": others,
         "auto_mapping": _agreed(configs, "auto_mapping"),
@@ -166,7 +169,7 @@ def adapter_config(draft: Draft, jobs: Sequence[TensorJob]) -> bytes:
         "rank_pattern": others,
         "revision": draft.base.commit,
         "target_modules": _target_modules(draft, set(ranks), configs),
-        "task_type": _agreed(configs, "task_type"),
+        "task_type": task if task not in _TASKS_WITH_HEADS else None,
         "use_dora": False,
         "use_rslora": False,
     }
