@@ -22,6 +22,7 @@ class MemoryGroup(TensorGroup):
     """Elements [start, stop) of tensors in memory.
 
     A model is its own tensor, or the factors of its delta in the orientation of a linear layer, (out, in).
+    A tensor counts as one of a layer unless ``layer`` says otherwise.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class MemoryGroup(TensorGroup):
         name: str = "tensor",
         index: int = 0,
         kind: Kind = "linear",
-        layer: int | None = None,
+        layer: int | None = 0,
         seed: int = 0,
     ) -> None:
         self.name, self.index, self.kind, self.layer, self.seed = name, index, kind, layer, seed
