@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from hubmerge.card import HUB_URL, CardFacts, render_card
 from hubmerge.errors import BudgetError, PlanError
+from hubmerge.footprint import Footprint, footprint
 from hubmerge.hub import Hub
 from hubmerge.inputs import Fetch, Inputs, read_small
 from hubmerge.licenses import derive_license
 from hubmerge.lock import LOCK_NAME, build_lock, dumps, portable_recipe
 from hubmerge.output import FolderSink, Written
-from hubmerge.planning import Footprint, build_plan, footprint
+from hubmerge.planning import build_plan
 from hubmerge.publish import Publisher, PublishOptions, ShardByShard
 from hubmerge.recipe import Recipe
 from hubmerge.resolve import pin_recipe

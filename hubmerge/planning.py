@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,11 @@ import hubmerge
 from hubmerge import align, layout, merged_adapter
 from hubmerge.matching import Aligned, Draft, align_adapter, align_full, check_models
 from hubmerge.methods import get_method
-from hubmerge.ranking import MAX_BINS_LOG2
 from hubmerge.spec import (
     DTYPE_BY_TORCH_NAME,
     AdapterPart,
     Dtype,
     Input,
-    Method,
     OutputFile,
     PinnedModel,
     Plan,
@@ -28,7 +25,6 @@ from hubmerge.spec import (
     SmallFile,
     TensorJob,
     TensorSpec,
-    is_factored,
     natural_key,
 )
 
@@ -323,75 +319,3 @@ def _add_heads(draft: Draft, jobs: list[TensorJob], outputs: list[OutputFile], f
             config = {k: v for k, v in model.config.items() if k != "_name_or_path"}
             files.append(SmallFile(f"heads/{model.name}.config.json", content=layout.to_json(config)))
         draft.problem("note", f"{model.repo}: {len(groups)} tensors only this task has are kept in {output.path}")
-
-
-# --- summary ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """What a run reads, writes and holds, in bytes."""
-
-    read_bytes: int
-    write_bytes: int
-    largest_output_bytes: int
-    memory_bytes: int
-
-
-# Python with torch and the Hub client loaded, and what they keep for connections and threads; measured.
-_PROCESS_BYTES = 350_000_000
-
-
-def footprint(plan: Plan, workers: int, chunk_elements: int, piece_elements: int, remote: bool) -> Footprint:
-    """What running the plan takes, from sizes alone."""
-    read = sum(i.size_bytes for j in plan.jobs for i in (j.base, *j.inputs) if isinstance(i, TensorSpec))
-    read += sum(sum(t.size_bytes for t in _adapter_tensors(plan, i)) for i in range(len(plan.models)))
-    versions = len(plan.models) + 1
-    method = get_method(plan.method)
-    chunks = chunk_elements * 8 * (versions + 2)
-    matrices = max((_whole_bytes(j, method, len(plan.models)) for j in plan.jobs), default=0)
-    staged = max((_staged_bytes(j, piece_elements) for j in plan.jobs), default=0) if remote else 0
-    # Every thread counts into histograms of its own, which are then added up.
-    statistics = len(plan.models) * 8 * (1 << MAX_BINS_LOG2) if method.begin(plan.params) is not None else 0
-    return Footprint(
-        read_bytes=read,
-        write_bytes=sum(o.size_bytes for o in plan.outputs),
-        largest_output_bytes=max((o.size_bytes for o in plan.outputs), default=0),
-        memory_bytes=_PROCESS_BYTES + workers * (chunks + matrices + staged) + (workers + 1) * statistics,
-    )
-
-
-def _adapter_tensors(plan: Plan, source: int) -> set[TensorSpec]:
-    """An adapter's stored tensors that the plan reads; some kinds share them between modules."""
-    parts = (job.inputs[source] for job in plan.jobs if job.inputs)
-    return {t for part in parts if isinstance(part, AdapterPart) for t in part.tensors}
-
-
-def _whole_bytes(job: TensorJob, method: Method, n_models: int) -> int:
-    """What a tensor takes that is worked on as a whole: for an adapter's delta, or by a method that needs all of it."""
-    if job.settings is None:
-        return 0
-    if method.whole(job.settings.params) or job.factors is not None:
-        if is_factored(job):
-            dense = 0 if job.factors is not None else job.numel * 16
-            return dense + _factored_bytes(job)
-        if method.unit == "matrix" and job.kind == "linear":
-            # Decompositions work in float64; measured on square matrices with three models.
-            return job.numel * (30 * n_models + 90)
-        return job.numel * 4 * (n_models + 3)
-    if any(isinstance(i, AdapterPart) for i in job.inputs):
-        return job.numel * 4 * (n_models + 3)
-    return 0
-
-
-def _factored_bytes(job: TensorJob) -> int:
-    """What a matrix method takes for deltas in factors: all of them in float64 a few times, and DRM's rows."""
-    ranks = sum(i.rank or 0 for i in job.inputs if isinstance(i, AdapterPart))
-    rows = len(job.inputs) * min(ranks, *job.shape) * max(job.shape)
-    return 8 * (6 * ranks * sum(job.shape) + 3 * rows)
-
-
-def _staged_bytes(job: TensorJob, piece_elements: int) -> int:
-    """What is fetched at once for one piece of a tensor: every version of it."""
-    stored = [i for i in (job.base, *job.inputs) if isinstance(i, TensorSpec)]
-    return sum(min(piece_elements, i.numel) * i.dtype.nbytes for i in stored)

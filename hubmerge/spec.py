@@ -341,6 +341,10 @@ class Method(ABC):
         """Whether the result has the same bits on any machine."""
         return self.unit == "element"
 
+    def matrices(self, p: Any) -> tuple[Kind, ...]:
+        """The kinds of 2-D tensors that are hard work, on which an accelerator is worth its while."""
+        return ("linear",) if self.whole(p) else ()
+
     def scope(self, p: Any) -> Scope:
         """What the statistics are about: each tensor by itself, or the whole model."""
         return "tensor"

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from hubmerge.linalg import averaged, delta_of, dtype_of, is_matrix, polar_factor, truncated_svd
-from hubmerge.spec import LowRank, Method, Params, TensorGroup
+from hubmerge.spec import Kind, LowRank, Method, Params, TensorGroup
 
 
 class TsvMergeParams(Params):
@@ -35,6 +35,10 @@ class TsvMerge(Method):
     )
     parameters = TsvMergeParams
     unit = "matrix"
+
+    def matrices(self, p: TsvMergeParams) -> tuple[Kind, ...]:
+        """Embeddings too, on request."""
+        return ("linear", "embedding") if p.include_embeddings else ("linear",)
 
     def rank_problem(self, p: TsvMergeParams, weights: Sequence[float]) -> None:
         """At most the sum of the deltas' ranks."""
