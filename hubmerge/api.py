@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubmerge.card import HUB_URL, CardFacts, render_card
-from hubmerge.errors import BudgetError, PlanError
-from hubmerge.footprint import Footprint, footprint
+from hubmerge.devices import DeviceMap, device_map
+from hubmerge.errors import PlanError
+from hubmerge.footprint import Footprint
 from hubmerge.hub import Hub
 from hubmerge.inputs import Fetch, Inputs, read_small
 from hubmerge.licenses import derive_license
@@ -24,20 +25,22 @@ from hubmerge.publish import Publisher, PublishOptions, ShardByShard
 from hubmerge.recipe import Recipe
 from hubmerge.resolve import pin_recipe
 from hubmerge.spec import Plan, Truncation
+from hubmerge.tuning import Tuning, footprint_of, tuned
 
 if TYPE_CHECKING:
-    from hubmerge.engine import Progress, Tuning
+    from hubmerge.engine import Progress
     from hubmerge.verification import Report
+
+log = logging.getLogger(__name__)
 
 RECIPE_NAME = "hubmerge.yaml"
 CARD_NAME = "README.md"
 _TAG_LENGTH = 12
-_REMOTE_WORKERS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How to run; none of it changes a bit of the result."""
+    """How to run; none of it changes a bit of the result, but where a device decomposes matrices in its own way."""
 
     workers: int | None = None
     """Threads; default: the number of cores this process may use, and at least 4 when inputs are streamed."""
@@ -46,6 +49,11 @@ class RunOptions:
     max_disk_bytes: int | None = None
     chunk_elements: int | None = None
     """Elements handled at once; a multiple of 32768."""
+    device: str = "auto"
+    """Where matrices are decomposed: the accelerators there are (auto), ``cpu``, all of a kind (``cuda``), or one
+    (``cuda:1``)."""
+    device_memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What may be used of an accelerator's memory, by its name or kind; by default most of what is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,7 @@ class PlanReport:
     footprint: Footprint
     license: str | None
     parameters: str
+    devices: DeviceMap
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -121,6 +130,8 @@ class PlanReport:
             "merged_tensors": sum(j.action == "merge" for j in plan.jobs),
             "copied_tensors": sum(j.action == "copy" for j in plan.jobs),
             **asdict(self.footprint),
+            "matrices": {d: {"tensors": n, "elements": size} for d, (n, size) in self.devices.shares(plan).items()},
+            "device_notes": list(self.devices.notes),
             "license": self.license,
             "problems": [asdict(p) for p in plan.problems],
         }
@@ -142,12 +153,15 @@ def report(recipe: Recipe, *, options: RunOptions | None = None, hub: Hub | None
     found = plan(recipe, hub=hub)
     license = derive_license(found, recipe.card).license  # noqa: A001 - the Hub's own word
     remote = any(m.commit is not None for m in (found.base, *found.models))
-    tuning = _tuning(found, options or RunOptions(), remote=remote)
+    options = options or RunOptions()
+    devices = device_map(found, options.device, options.device_memory_bytes)
+    tuning = _tuning(found, options, devices, remote=remote)
     return PlanReport(
         plan=found,
-        footprint=_footprint(found, tuning, remote),
+        footprint=footprint_of(found, tuning, devices, remote=remote),
         license=license,
         parameters=", ".join(f"{k}={v}" for k, v in found.params.model_dump().items()),
+        devices=devices,
     )
 
 
@@ -263,43 +277,15 @@ def _runnable(planned: Plan) -> Plan:
     return planned
 
 
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _tuning(planned: Plan, options: RunOptions, *, remote: bool) -> Tuning:
-    """Threads and sizes within the memory allowed; fewer threads and smaller pieces before giving up."""
-    from hubmerge.engine import GRAIN, Tuning
-
-    default = Tuning()
-    chunk = options.chunk_elements or default.chunk_elements
-    # Over a network some threads wait while others compute.
-    workers = options.workers or max(cores(), _REMOTE_WORKERS if remote else 1)
-    piece = max(default.piece_elements // chunk, 1) * chunk
-    limit = options.max_memory_bytes
-    tuning = Tuning(workers=workers, chunk_elements=chunk, piece_elements=piece)
-    while limit is not None and _footprint(planned, tuning, remote).memory_bytes > limit:
-        if tuning.workers > 1:
-            tuning = Tuning(tuning.workers - 1, tuning.chunk_elements, tuning.piece_elements)
-        elif tuning.piece_elements > 4 * tuning.chunk_elements:
-            tuning = Tuning(
-                1, tuning.chunk_elements, tuning.piece_elements // 2 // tuning.chunk_elements * tuning.chunk_elements
-            )
-        elif tuning.chunk_elements > GRAIN:
-            tuning = Tuning(1, GRAIN, max(tuning.piece_elements // GRAIN, 1) * GRAIN)
-        else:
-            needed = _footprint(planned, tuning, remote).memory_bytes
-            raise BudgetError(
-                f"this merge needs about {needed / 1e9:.2f} GB of memory with one worker, "
-                f"{limit / 1e9:.2f} GB are allowed",
-                hint="raise --max-memory, or merge fewer models",
-            )
-    return tuning
-
-
-def _footprint(planned: Plan, tuning: Tuning, remote: bool) -> Footprint:
-    return footprint(planned, tuning.workers, tuning.chunk_elements, tuning.piece_elements, remote)
+def _tuning(planned: Plan, options: RunOptions, devices: DeviceMap, *, remote: bool) -> Tuning:
+    return tuned(
+        planned,
+        devices,
+        remote=remote,
+        workers=options.workers,
+        chunk_elements=options.chunk_elements,
+        max_memory_bytes=options.max_memory_bytes,
+    )
 
 
 def _run(
@@ -308,7 +294,10 @@ def _run(
     from hubmerge.engine import Engine
 
     remote = any(inputs.is_remote(s) for s in range(-1, len(planned.models)))
-    engine = Engine(planned, inputs, sink, _tuning(planned, options, remote=remote), progress)
+    devices = device_map(planned, options.device, options.device_memory_bytes)
+    for note in devices.notes:
+        log.warning("%s", note)
+    engine = Engine(planned, inputs, sink, _tuning(planned, options, devices, remote=remote), progress, devices)
     engine.run()
     return Truncation.of(engine.truncation)
 

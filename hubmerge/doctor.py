@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hubmerge import __version__
-from hubmerge.api import cores
 from hubmerge.errors import HubMergeError
 from hubmerge.hub import Hub
 from hubmerge.lock import environment
+from hubmerge.tuning import cores
 
 
 def examine(repo: str | None = None, *, hub: Hub | None = None) -> dict[str, Any]:

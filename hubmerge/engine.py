@@ -12,10 +12,11 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+from hubmerge.devices import CPU, DeviceMap
 from hubmerge.errors import IntegrityError
 from hubmerge.linalg import of_rank
 from hubmerge.methods import get_method
@@ -24,6 +25,9 @@ from hubmerge.reader import AdapterDelta, ChunkGroup, Scratch, Slot, Versions
 from hubmerge.schedule import Cancelled, Schedule
 from hubmerge.shipping import Outputs, Sink
 from hubmerge.spec import AdapterPart, ByteSource, FactorPair, LowRank, Method, Plan, TensorJob, TensorSpec, is_factored
+from hubmerge.tuning import Tuning
+
+T = TypeVar("T")
 
 
 class Sources(Protocol):
@@ -47,15 +51,6 @@ class Sources(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Tuning:
-    """How to run; none of it changes a bit of the result."""
-
-    workers: int = 2
-    chunk_elements: int = 8 * GRAIN
-    piece_elements: int = 128 * GRAIN
-
-
-@dataclass(frozen=True, slots=True)
 class Progress:
     """Reported after every finished piece."""
 
@@ -75,6 +70,7 @@ class Engine:
         sink: Sink,
         tuning: Tuning | None = None,
         progress: Callable[[Progress], None] | None = None,
+        devices: DeviceMap | None = None,
     ) -> None:
         self.plan = plan
         self.sources = sources
@@ -82,6 +78,7 @@ class Engine:
         if self.tuning.chunk_elements % GRAIN or self.tuning.piece_elements % self.tuning.chunk_elements:
             raise ValueError(f"chunks must be multiples of {GRAIN} elements, pieces multiples of chunks")
         self._progress = progress or (lambda _: None)
+        self._devices = devices or DeviceMap()
         self._schedule = Schedule()
         self._outputs = Outputs(plan, sink, stopped=lambda: self._schedule.error is not None)
         self.truncation: dict[str, tuple[float, float]] = {}
@@ -110,7 +107,7 @@ class Engine:
                 else:
                     self._start(job, stats)
             self._outputs.ship_empty()
-            self._schedule.run(self.tuning.workers)
+            self._schedule.run(self._devices.threads(self.tuning.workers))
         except BaseException:
             self._outputs.abort()
             raise
@@ -129,7 +126,7 @@ class Engine:
             for job in jobs:
                 if stats.wants(job.name):
                     self._add_observers(job, p, stats, total, lambda: None)
-            self._schedule.run(self.tuning.workers)
+            self._schedule.run(self._devices.threads(self.tuning.workers))
             if total.value is None:
                 break
             stats = method.settle(stats, total.value, p)
@@ -148,9 +145,8 @@ class Engine:
                 few = 4 * sum(b - a for a, b in wanted) < stop - start
                 group = self._group(job, start, stop, scratch, observing=True, stage=not few)
                 for a, b in wanted:
-                    self._check_stopped()
                     group.move(a, b - a)
-                    mine.add(method.observe(group, p, stats))
+                    mine.add(self._in_place(job, group, lambda: method.observe(group, p, stats)))
             with self._lock:
                 total.add(mine.value)
                 last = next(left) == 0
@@ -203,8 +199,10 @@ class Engine:
             yield start, min(start + step, job.numel)
 
     def _add_pieces(self, job: TensorJob, work: Callable[[Scratch, TensorJob, int, int], None]) -> None:
+        place = self._devices.places.get(job.index)
+        lane = place.name if place is not None else CPU
         for start, stop in self._pieces(job):
-            self._schedule.add((job.output, job.start_byte), lambda s, a=start, b=stop: work(s, job, a, b))  # type: ignore[misc]
+            self._schedule.add((job.output, job.start_byte), lambda s, a=start, b=stop: work(s, job, a, b), lane)  # type: ignore[misc]
 
     def _add_merge(self, job: TensorJob, stats: Any | None) -> None:
         self._add_pieces(job, lambda scratch, job, start, stop: self._merge(scratch, job, start, stop, stats))
@@ -240,7 +238,8 @@ class Engine:
                 models.append(None)
         whole = self._in_one_chunk(job, observing=observing)
         versions = Versions(job, base, tuple(models), compute)
-        if stage and self._remote and not (whole and is_factored(job) and observing):
+        afar = self._remote or job.index in self._devices.places
+        if stage and afar and not (whole and is_factored(job) and observing):
             versions.stage(start, stop)
         assert job.settings is not None
         return ChunkGroup(self.plan, versions, job.settings, scratch, whole=whole)
@@ -261,28 +260,41 @@ class Engine:
         finally:
             torch.set_num_threads(1)
 
+    def _in_place(self, job: TensorJob, group: ChunkGroup, work: Callable[[], T]) -> T:
+        """The result of work on a group, done where the job has its place."""
+
+        def unless_stopped() -> T:
+            self._check_stopped()
+            return work()
+
+        lane = self._devices.places.get(job.index)
+        return unless_stopped() if lane is None else lane.compute(group, unless_stopped)
+
     def _merge(self, scratch: Scratch, job: TensorJob, start: int, stop: int, stats: Any | None) -> None:
-        method = self._method_of(job)
         group = self._group(job, start, stop, scratch)
         writer = self._outputs.writer(job.output)
-        assert job.settings is not None
         for a, b in self._chunks(job, start, stop):
-            self._check_stopped()
             group.move(a, b - a)
-            merged = method.merge(group, job.settings.params, stats)
-            if job.factors is not None:
-                assert isinstance(merged, LowRank)
-                merged = self._as_factors(job, job.factors, merged)
-            elif isinstance(merged, LowRank):
-                merged = merged.onto(group.base())
-            if job.transposed and merged.ndim == 2:
-                merged = merged.T
-            out = _cast(merged.reshape(-1), job, scratch)
+            merged = self._in_place(job, group, partial(self._merged, job, group, stats))
+            out = _cast(merged, job, scratch)
             # A finite sum proves that every element is; only the other case needs the slow look.
             if not math.isfinite(float(out.sum())) and not bool(torch.isfinite(out).all()):
                 raise group.non_finite(self._label)
             writer.write(job.start_byte + a * job.dtype.nbytes, out.view(torch.uint8).numpy().data)
         self._finished(job, start, stop)
+
+    def _merged(self, job: TensorJob, group: ChunkGroup, stats: Any | None) -> torch.Tensor:
+        """What is stored of a merged group, flat."""
+        assert job.settings is not None
+        merged = self._method_of(job).merge(group, job.settings.params, stats)
+        if job.factors is not None:
+            assert isinstance(merged, LowRank)
+            return self._as_factors(job, job.factors, merged).cpu()
+        if isinstance(merged, LowRank):
+            merged = merged.onto(group.base())
+        if job.transposed and merged.ndim == 2:
+            merged = merged.T
+        return merged.reshape(-1).cpu()
 
     def _as_factors(self, job: TensorJob, pair: FactorPair, merged: LowRank) -> torch.Tensor:
         """What is stored of a merged delta: its two factors, one after the other, flat."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -104,6 +105,12 @@ class Versions:
         for slot in self.slots:
             slot.stage(start, stop)
 
+    def prepare(self) -> None:
+        """Make those of the adapters' deltas that are no factors."""
+        for version in self.models:
+            if isinstance(version, AdapterDelta) and version.factors() is None:
+                version.dense()
+
 
 class ChunkGroup(TensorGroup):
     """A chunk of ``Versions``, or all of it, as a merge method sees it; values are read when asked for, one by one."""
@@ -123,6 +130,20 @@ class ChunkGroup(TensorGroup):
         self._versions = versions
         self._scratch = scratch
         self._base: torch.Tensor | None = None
+        self._device: torch.device | None = None
+
+    def prepare(self) -> None:
+        """Do in advance what the values need of the processor."""
+        self._versions.prepare()
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """Hand out values on a device, in buffers of its own, instead of in the processor's."""
+        self._device, self._base = device, None
+        try:
+            yield
+        finally:
+            self._device, self._base = None, None
 
     def move(self, start: int, n: int) -> None:
         """Point at elements [start, start+n), all of them of a whole tensor, and take all buffers back."""
@@ -136,16 +157,23 @@ class ChunkGroup(TensorGroup):
         full = flat.view(self.shape)
         return full.T if self._versions.job.transposed else full
 
+    def _buffer(self) -> torch.Tensor:
+        if self._device is None:
+            return self._scratch.take(self._n, self._versions.compute)
+        return torch.empty(self._n, dtype=self._versions.compute, device=self._device)
+
     def _fresh(self, slot: Slot) -> torch.Tensor:
-        out = self._scratch.take(self._n, self._versions.compute)
-        return out.copy_(slot.read(self.start, self._n, self._scratch))
+        return self._copied(slot.read(self.start, self._n, self._scratch))
+
+    def _copied(self, values: torch.Tensor) -> torch.Tensor:
+        """The values in a buffer. They travel as they are stored, and a device converts them itself."""
+        out = self._buffer()
+        return out.copy_(values.to(out.device))
 
     def _flat_base(self) -> torch.Tensor:
         if self._base is None:
             slot = self._versions.base
-            self._base = (
-                self._fresh(slot) if slot is not None else self._scratch.take(self._n, self._versions.compute).zero_()
-            )
+            self._base = self._fresh(slot) if slot is not None else self._buffer().zero_()
         return self._base
 
     def base(self) -> torch.Tensor:
@@ -157,9 +185,9 @@ class ChunkGroup(TensorGroup):
         version = self._versions.models[i]
         if isinstance(version, Slot):
             return self._shaped(self._fresh(version))
-        out = self._scratch.take(self._n, self._versions.compute).copy_(self._flat_base())
+        out = self._copied(self._flat_base())
         if version is not None:
-            out += version.dense()[self.start : self.start + self._n]
+            out += version.dense()[self.start : self.start + self._n].to(out.device)
         return self._shaped(out)
 
     def delta(self, i: int) -> torch.Tensor:
@@ -168,10 +196,9 @@ class ChunkGroup(TensorGroup):
         if isinstance(version, Slot):
             base = self._flat_base()
             return self._shaped(self._fresh(version).sub_(base))
-        out = self._scratch.take(self._n, self._versions.compute)
         if version is None:
-            return self._shaped(out.zero_())
-        return self._shaped(out.copy_(version.dense()[self.start : self.start + self._n]))
+            return self._shaped(self._buffer().zero_())
+        return self._shaped(self._copied(version.dense()[self.start : self.start + self._n]))
 
     def factors(self, i: int) -> LowRank | None:
         """Model i's delta as factors, if it is known in that form and the group is whole."""
@@ -179,10 +206,11 @@ class ChunkGroup(TensorGroup):
         if not self._whole or len(self.shape) != 2 or isinstance(version, Slot):
             return None
         if version is not None:
-            return version.factors()
+            found = version.factors()
+            return found if found is None or self._device is None else found.to(self._device)
         rows, columns = self.shape[::-1] if self.job.transposed else self.shape
-        dtype = self._versions.compute
-        return LowRank(torch.zeros(rows, 0, dtype=dtype), torch.zeros(0, columns, dtype=dtype))
+        empty = torch.empty(0, dtype=self._versions.compute, device=self._device)
+        return LowRank(empty.view(rows, 0), empty.view(0, columns))
 
     def non_finite(self, label: Callable[[int], str]) -> IntegrityError:
         """The error that says which input holds the first NaN or infinity of this chunk; -1 labels the base."""

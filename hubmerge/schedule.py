@@ -1,4 +1,7 @@
-"""Work for a few threads, in order of priority: what runs may queue more, and the first error stops all."""
+"""Work for a few threads, in order of priority: what runs may queue more, and the first error stops all.
+
+There is a queue for each device, which threads of its own take from: a lane.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,15 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 import torch
 
+from hubmerge.devices import CPU
 from hubmerge.reader import Scratch
+
+Work = Callable[[Scratch], None]
 
 _PATIENCE_S = 2.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -39,37 +46,41 @@ class Schedule:
     """Callables run by several threads in order of priority; a running one may add more, the first error stops all."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, ...], int, Callable[[Scratch], None]]] = []
+        self._queues: defaultdict[str, list[tuple[tuple[int, ...], int, Work]]] = defaultdict(list)
         self._condition = threading.Condition()
         self._order = itertools.count()
         self._busy = 0
         self.error: BaseException | None = None
 
-    def add(self, priority: tuple[int, ...], work: Callable[[Scratch], None]) -> None:
-        """Queue work; lower priorities run first."""
+    def add(self, priority: tuple[int, ...], work: Work, lane: str = CPU) -> None:
+        """Queue work for a lane; lower priorities run first."""
         with self._condition:
-            heapq.heappush(self._heap, (priority, next(self._order), work))
-            self._condition.notify()
+            heapq.heappush(self._queues[lane], (priority, next(self._order), work))
+            self._condition.notify_all()
 
     def stop(self, error: BaseException) -> None:
         """Let no further work start; the first error wins."""
         with self._condition:
             if self.error is None:
                 self.error = error
-            self._heap.clear()
+            self._queues.clear()
             self._condition.notify_all()
 
-    def run(self, workers: int) -> None:
-        """Work until nothing is queued or running; raises the first error."""
+    def run(self, threads: Mapping[str, int]) -> None:
+        """Work, with so many threads in each lane, until nothing is queued or running; raises the first error."""
+        assert self._queues.keys() <= threads.keys()
         keep_freed_memory()
         before = torch.get_num_threads()
         try:
-            self._run(workers)
+            self._run([(lane, i) for lane, count in threads.items() for i in range(count)])
         finally:
             torch.set_num_threads(before)  # workers change it for the whole process
 
-    def _run(self, workers: int) -> None:
-        threads = [threading.Thread(target=self._work, name=f"merge {i}", daemon=True) for i in range(workers)]
+    def _run(self, workers: list[tuple[str, int]]) -> None:
+        threads = [
+            threading.Thread(target=self._work, args=(lane,), name=f"merge {lane} {i}", daemon=True)
+            for lane, i in workers
+        ]
         for t in threads:
             t.start()
         try:
@@ -86,22 +97,23 @@ class Schedule:
         if self.error is not None:
             raise self.error
 
-    def _next(self) -> Callable[[Scratch], None] | None:
+    def _next(self, lane: str) -> Work | None:
         with self._condition:
-            while not self._heap:
-                if self._busy == 0 or self.error is not None:
+            while not self._queues[lane]:
+                # What runs or waits in another lane may still queue work for this one.
+                if self.error is not None or (self._busy == 0 and not any(self._queues.values())):
                     self._condition.notify_all()
                     return None
                 self._condition.wait()
             self._busy += 1
-            return heapq.heappop(self._heap)[2]
+            return heapq.heappop(self._queues[lane])[2]
 
-    def _work(self) -> None:
+    def _work(self, lane: str) -> None:
         # One thread of torch per worker: parallelism is over chunks, and reductions must not depend on thread counts.
         torch.set_num_threads(1)
         scratch = Scratch()
         with torch.inference_mode():
-            while (work := self._next()) is not None:
+            while (work := self._next(lane)) is not None:
                 try:
                     work(scratch)
                 except Cancelled:

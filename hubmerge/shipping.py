@@ -40,7 +40,17 @@ class Outputs:
         self._empty = [o for o, left in enumerate(self._left) if left == 0]
 
     def writer(self, output: int) -> ShardWriter:
-        """The writer of an output file; may wait for room."""
+        """The writer of an output file; may wait for room.
+
+        Files are opened in their order: a later one in the only room would wait for work that waits for an earlier one.
+        """
+        first = output if output in self._writers or output in self._empty else 0
+        for earlier in range(first, output):
+            if earlier not in self._empty:
+                self._opened(earlier)
+        return self._opened(output)
+
+    def _opened(self, output: int) -> ShardWriter:
         with self._locks[output]:
             found = self._writers.get(output)
             if found is None:

@@ -208,6 +208,10 @@ class LowRank:
         """The transposed product."""
         return LowRank(self.down.T, self.up.T, self.scale)
 
+    def to(self, device: torch.device) -> LowRank:
+        """The same on a device."""
+        return LowRank(self.up.to(device), self.down.to(device), self.scale)
+
     def dense(self) -> torch.Tensor:
         """The product, (out, in)."""
         return (self.up @ self.down).mul_(self.scale)
@@ -311,14 +315,12 @@ class Stats(Protocol):
         ...
 
 
-class Method(ABC):
-    """A merge method: pure tensor algebra on one tensor at a time.
+class Algorithm(ABC):
+    """What a merge method and a bundle codec have in common: parameters, and tensor algebra on chunks or whole tensors.
 
-    A method that needs to know more than the chunk in front of it (a threshold, a norm, the angle between two
-    models) returns
-    an initial ``Stats`` from ``begin``. The engine then repeats passes: it adds up ``observe`` over all chunks of
-    the scope and hands
-    the sum to ``settle``, until the result says ``done``; then it calls ``merge`` chunk by chunk.
+    One that needs to know more than the chunk in front of it (a threshold, a norm, the angle between two models)
+    returns an initial ``Stats`` from ``begin``. The engine then repeats passes: it adds up ``observe`` over all chunks
+    of the scope and hands the sum to ``settle``, until the result says ``done``.
     """
 
     name: ClassVar[str]
@@ -328,14 +330,35 @@ class Method(ABC):
     """Title, authors' short form and arXiv id or DOI."""
     parameters: ClassVar[type[Params]]
     unit: ClassVar[Literal["element", "matrix"]] = "element"
+
+    def whole(self, p: Any) -> bool:
+        """Whether it needs whole tensors, not chunks of them."""
+        return self.unit == "matrix"
+
+    def scope(self, p: Any) -> Scope:
+        """What the statistics are about: each tensor by itself, or the whole model."""
+        return "tensor"
+
+    def begin(self, p: Any) -> Any | None:
+        """The Stats to start the first pass with; None if no pass is needed."""
+        return None
+
+    def observe(self, group: TensorGroup, p: Any, stats: Any) -> Any:
+        """This chunk's contribution to the current pass (a Stats); ``stats`` is what the pass started with."""
+        raise NotImplementedError(f"{self.name} has no observing pass")
+
+    def settle(self, stats: Any, total: Any, p: Any) -> Any:
+        """Turn the pass's total into what the next pass, or the work itself, needs; ``total`` is never None."""
+        return total
+
+
+class Method(Algorithm):
+    """A merge method: pure tensor algebra on one tensor at a time; ``merge`` is called when all passes are done."""
+
     uses_base: ClassVar[bool] = True
     """Whether the result depends on the base's values."""
     min_models: ClassVar[int] = 1
     max_models: ClassVar[int | None] = None
-
-    def whole(self, p: Any) -> bool:
-        """Whether the method needs whole tensors, not chunks of them."""
-        return self.unit == "matrix"
 
     def exact(self, p: Any) -> bool:
         """Whether the result has the same bits on any machine."""
@@ -344,22 +367,6 @@ class Method(ABC):
     def matrices(self, p: Any) -> tuple[Kind, ...]:
         """The kinds of 2-D tensors that are hard work, on which an accelerator is worth its while."""
         return ("linear",) if self.whole(p) else ()
-
-    def scope(self, p: Any) -> Scope:
-        """What the statistics are about: each tensor by itself, or the whole model."""
-        return "tensor"
-
-    def begin(self, p: Any) -> Any | None:
-        """The Stats to start the first pass with; None if the method needs no pass."""
-        return None
-
-    def observe(self, group: TensorGroup, p: Any, stats: Any) -> Any:
-        """This chunk's contribution to the current pass (a Stats); ``stats`` is what the pass started with."""
-        raise NotImplementedError(f"{self.name} has no observing pass")
-
-    def settle(self, stats: Any, total: Any, p: Any) -> Any:
-        """Turn the pass's total into what the next pass, or the merge, needs; ``total`` is never None."""
-        return total
 
     def problem(self, p: Any, weights: Sequence[float]) -> str | None:
         """Why these settings cannot be merged, with the values; None if they can."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hubmerge.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -53,7 +54,10 @@ output_options = _stack(
 
 run_options = _stack(
     click.option("--workers", type=click.IntRange(1, 256), help="Threads; default: one per core, more to stream."),
-    click.option("--max-memory", help="Memory the run may use, e.g. 2GB.", metavar="SIZE"),
+    click.option("--device", default="auto", show_default=True, metavar="NAME",
+                 help="Where matrices are decomposed: auto (the accelerators there are), cpu, cuda, cuda:1, …"),
+    click.option("--max-memory", metavar="SIZE",
+                 help="Memory the run may use, e.g. 2GB; with accelerators also by device: cuda:0=20GB,cpu=8GB."),
     click.option("--max-disk", help="Disk the run may use beyond its output, e.g. 10GB.", metavar="SIZE"),
     click.option("--fetch", type=click.Choice(["auto", "cache", "stream"]), default="auto", show_default=True,
                  help="Hub inputs: use the cache and download into it, or read ranges without storing anything."),
@@ -82,20 +86,33 @@ def load_recipe(recipe: str | None, **flags: Any) -> Recipe:
     return Recipe.from_flags(method, base, list(models), list(params), output=output or None, **flags)
 
 
-def run_settings(workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str) -> RunOptions:
-    """The options of a run."""
+def run_settings(
+    workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str
+) -> RunOptions:
+    """The options of a run.
+
+    Raises:
+        UsageError: A size that is none, or a device that is not here.
+    """
     from hubmerge.api import RunOptions
+    from hubmerge.devices import CPU, chosen, parse_memory
     from hubmerge.recipe.schema import parse_size
 
-    def parsed(flag: str, text: str | None) -> int | None:
-        try:
-            return parse_size(text) if text is not None else None
-        except ValueError as e:
-            raise UsageError(f"{flag}: {e}") from e
-
+    memory = _parsed(parse_memory, "--max-memory", max_memory) or {}
+    host = memory.pop(CPU, None)
+    chosen(device, memory)
     return RunOptions(
         workers=workers,
         fetch=fetch,  # type: ignore[arg-type]
-        max_memory_bytes=parsed("--max-memory", max_memory),
-        max_disk_bytes=parsed("--max-disk", max_disk),
+        max_memory_bytes=host,
+        max_disk_bytes=_parsed(parse_size, "--max-disk", max_disk),
+        device=device,
+        device_memory_bytes=memory,
     )
+
+
+def _parsed(parse: Callable[[str], T], flag: str, text: str | None) -> T | None:
+    try:
+        return parse(text) if text is not None else None
+    except ValueError as e:
+        raise UsageError(f"{flag}: {e}") from e

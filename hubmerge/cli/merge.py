@@ -18,7 +18,8 @@ from hubmerge.cli import _options, _output
 @click.option("--overwrite", is_flag=True, help="Replace what the folder holds.")
 @_options.run_options
 def command(
-    out: Path, overwrite: bool, workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str,
+    out: Path, overwrite: bool,
+    workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
     """Merge models into the folder --out.
@@ -28,7 +29,7 @@ def command(
     from hubmerge import api
 
     _output.configure_logging(verbose)
-    settings = _options.run_settings(workers, max_memory, max_disk, fetch)
+    settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
     loaded = _options.load_recipe(**recipe)
     with _output.progress(quiet=quiet or as_json) as progress:
         result = api.merge(loaded, out, options=settings, overwrite=overwrite, progress=progress)

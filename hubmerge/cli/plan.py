@@ -14,20 +14,22 @@ from hubmerge.errors import PlanError
 @_options.recipe_options
 @_options.run_options
 def command(
-    workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str,
+    workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
     """Show what a merge will read, write and hold, and every problem, before any weight is read."""
     from hubmerge import api
 
     _output.configure_logging(verbose)
-    settings = _options.run_settings(workers, max_memory, max_disk, fetch)
+    settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
     report = api.report(_options.load_recipe(**recipe), options=settings)
     if as_json:
         _output.json_data(report.to_json())
     else:
         if not quiet:
             _output.data(_render(report))
+            for line in report.devices.notes:
+                _output.note(line)
         _output.problems(report.plan.problems, quiet=quiet)
     errors = [p for p in report.plan.problems if p.severity == "error"]
     if errors:
@@ -55,6 +57,7 @@ def _render(report: Any) -> str:
         "tensors": f"{merged} merged, {len(plan.jobs) - merged} copied",
         "read": _output.size(f.read_bytes),
         "write": f"{_output.size(f.write_bytes)} in {len(plan.outputs)} file{'s' * (len(plan.outputs) != 1)}",
+        **_devices(report),
         "memory": f"about {_output.size(f.memory_bytes)} at most",
         "disk": f"{_output.size(f.write_bytes)} for a folder; {_output.size(f.largest_output_bytes)} "
         "at a time for a push",
@@ -63,3 +66,11 @@ def _render(report: Any) -> str:
     }
     table = _output.table(["", "model", "commit", "kind", "tensors", "size"], rows)
     return f"{table}\n\n{_output.fields(facts)}"
+
+
+def _devices(report: Any) -> dict[str, str]:
+    """Where matrices are computed, if not all of them on the CPU."""
+    if not report.devices.lanes:
+        return {}
+    shares = report.devices.shares(report.plan).items()
+    return {"matrices": "; ".join(f"{count} on {name} ({size / 1e6:,.0f} M values)" for name, (count, size) in shares)}

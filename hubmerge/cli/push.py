@@ -24,7 +24,7 @@ from hubmerge.errors import UsageError
 @_options.run_options
 def command(
     repo: str, private: bool, public: bool, create_pr: bool, revision: str | None, tag: str | None, overwrite: bool,
-    workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str,
+    workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
     """Merge models and publish weights, card and lock in one commit.
@@ -37,7 +37,7 @@ def command(
     if private and public:
         raise UsageError("--private and --public exclude each other", hint="give one of them")
     _output.configure_logging(verbose)
-    settings = _options.run_settings(workers, max_memory, max_disk, fetch)
+    settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
     loaded = _options.load_recipe(**recipe)
     target = api.PushTarget(
         repo=repo, private=True if private else False if public else None, create_pr=create_pr, revision=revision,
