@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hubmerge.errors import UsageError
 from hubmerge.methods import get_method
-from hubmerge.spec import Kind, LowRank, Method, Params, TensorGroup
+from hubmerge.spec import Algorithm, Kind, LowRank, Method, Params, TensorGroup
 
 CHUNK = 8 * 32768
 """Elements per chunk of an element-wise method: three chunks fit the processor's cache."""
@@ -83,14 +83,14 @@ class MemoryGroup(TensorGroup):
         return one if isinstance(one, LowRank) and self._range is None else None
 
 
-def chunks(method: Method, p: Any, group: MemoryGroup, size: int = CHUNK) -> Iterable[MemoryGroup]:
-    """The group as the method wants to see it: whole, or cut into flat chunks."""
+def chunks(method: Algorithm, p: Any, group: MemoryGroup, size: int = CHUNK) -> Iterable[MemoryGroup]:
+    """The group as the method, or codec, wants to see it: whole, or cut into flat chunks."""
     if method.whole(p):
         return [group]
     return [group.chunk(a, min(a + size, group.numel)) for a in range(0, max(group.numel, 1), size)]
 
 
-def gather(method: Method, p: Any, groups: Sequence[TensorGroup]) -> Any | None:
+def gather(method: Algorithm, p: Any, groups: Sequence[TensorGroup]) -> Any | None:
     """Run the observing passes over the chunks of one scope; None for a method without statistics."""
     stats = method.begin(p)
     while stats is not None and not stats.done:
@@ -163,7 +163,7 @@ def merge_tensors(
     return merged.to(torch.float64 if group.compute == torch.float64 else result)
 
 
-def model_params(method: Method, values: dict[str, Any], count: int) -> tuple[Params, tuple[Params, ...]]:
+def model_params(method: Algorithm, values: dict[str, Any], count: int) -> tuple[Params, tuple[Params, ...]]:
     """The method's parameters, and as they hold for each of ``count`` models.
 
     Raises:
@@ -189,7 +189,7 @@ def _is_per_model(info: Any) -> bool:
     return isinstance(extra, dict) and bool(extra.get("per_model"))
 
 
-def _parsed(method: Method, values: dict[str, Any]) -> Params:
+def _parsed(method: Algorithm, values: dict[str, Any]) -> Params:
     try:
         return method.parameters(**values)
     except ValidationError as e:
