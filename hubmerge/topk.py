@@ -4,6 +4,8 @@ A pass counts the patterns above a window and those inside it by bins; the windo
 pattern: the threshold. The first passes look at a sample only and merely guess a narrow window: a guess that misses
 costs another pass, never exactness. Exactly k elements are selected: where only a part of the ties at the threshold is,
 a pass counts them per grain, and the grain in which they run out is resolved when it is trimmed.
+
+Where all values are at hand, ``keep_largest_`` makes the same selection without passes.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class PoolTally:
     size: int = 0
     """Elements of the tensors whose beginning was seen."""
     seen: int = 0
-    """Elements looked at."""
+    """Elements looked at; without sampling, all there are."""
     tallies: tuple[Tally, ...] = ()
 
     def __add__(self, other: PoolTally) -> PoolTally:
@@ -67,9 +69,9 @@ class Pool:
     sampling: bool
 
     @classmethod
-    def unknown(cls, bits: int, size: int) -> Pool:
+    def unknown(cls, bits: int, size: int, *, sampling: bool) -> Pool:
         """A pool before its first pass; one window serves all cuts."""
-        return cls(bits, size, (Window.over(0, 1 << bits),), sampling=True)
+        return cls(bits, size, (Window.over(0, 1 << bits),), sampling)
 
     @property
     def done(self) -> bool:
@@ -107,6 +109,8 @@ class Selection:
     pools: Mapping[PoolKey, Pool] = field(default_factory=dict)
     counted: Mapping[PoolKey, PoolTally] = field(default_factory=dict)
     sampling: bool = True
+    """Whether this pass looks at a sample only. One that starts with False ranks values that whole tensors are turned
+    into: they are dear to make, so no pass is spent on a sample, and there may be any number of them."""
     first: bool = True
     done: bool = False
 
@@ -149,7 +153,7 @@ class Selection:
 
     def _look(self, group: TensorGroup, key: PoolKey, patterns: Ints) -> PoolTally:
         size = group.numel if group.start == 0 else 0
-        pool = self.pools.get(key) or Pool.unknown(key.bits, 0)
+        pool = self.pools.get(key) or Pool.unknown(key.bits, 0, sampling=self.sampling)
         if pool.done or pool.sampling != self.sampling:
             return PoolTally(size)
         if self.sampling and group.numel > GRAIN:
@@ -171,7 +175,8 @@ class Selection:
         """
         pools = dict(self.pools)
         for key, counted in total.counted.items():
-            pool = pools.get(key) or Pool.unknown(key.bits, counted.size)
+            size = counted.size if self.sampling else counted.seen
+            pool = pools.get(key) or Pool.unknown(key.bits, size, sampling=self.sampling)
             if not pool.done and pool.sampling == self.sampling:
                 pools[key] = pool.settled(counted, ranks(key.settings, pool.size), all_ties=all_ties)
         sampling = any(p.sampling for p in pools.values() if not p.done)
@@ -184,6 +189,30 @@ class Selection:
         cut = self.pools[PoolKey(i, values.element_size() * 8 - 1, setting)].marks[which]
         assert isinstance(cut, Cut)
         return keep_above_(values, cut, group.index, group.start)
+
+
+def keep_largest_(values: torch.Tensor, count: int, *, all_ties: bool = False) -> torch.Tensor:
+    """Set all but ``count`` entries to 0, in place: kept are the largest magnitudes, among equal ones the first.
+
+    Args:
+        values: Contiguous, of any shape.
+        count: How many to keep; more than there are keep all.
+        all_ties: Keep every entry that equals the smallest that is kept.
+    """
+    if count >= values.numel():
+        return values
+    if count == 0:
+        return values.zero_()
+    ranked = values.abs().view(-1).cpu().numpy()
+    ranked.partition(len(ranked) - count)  # in place: kthvalue would take three times the memory
+    threshold = float(ranked[len(ranked) - count])
+    del ranked
+    magnitudes = values.abs().view(-1)
+    dropped = magnitudes < threshold
+    if not all_ties:
+        ties = (magnitudes == threshold).nonzero().view(-1)
+        dropped[ties[count - int((magnitudes > threshold).sum()) :]] = True
+    return values.masked_fill_(dropped.view(values.shape), 0.0)
 
 
 def _sampled(name: str, start: int, stop: int) -> range:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hubmerge import ranking, topk
 from hubmerge.memory import MemoryGroup
-from hubmerge.topk import Selection
+from hubmerge.topk import Selection, keep_largest_
 
 
 @contextlib.contextmanager
@@ -139,6 +139,42 @@ def test_a_sampling_pass_reads_little() -> None:
     assert len(grains) in {100, 101}
     assert found.wants("some.tensor", 0, topk.GRAIN)
     assert found.wants("some.tensor")
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.lists(st.one_of(values, few_values), max_size=60), min_size=1, max_size=4),
+    st.floats(0, 1),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_what_tensors_are_turned_into_is_ranked_without_a_sample(
+    lists: list[list[float]], fraction: float, dtype: torch.dtype
+) -> None:
+    turned = [torch.tensor(some, dtype=dtype) for some in lists]
+    size, seen = sum(map(len, turned)), []
+    groups = [
+        MemoryGroup(torch.zeros(2, 3), [torch.zeros(2, 3)], tasks=["a"], weights=[1.0], params=[None], index=i)
+        for i in range(len(turned))
+    ]
+    found = Selection(sampling=False)
+    with tiny():
+        while not found.done:
+            total = Selection()
+            for group, made in zip(groups, turned, strict=True):
+                total += found.observe(group, ["pool"], lambda _, made=made: made.clone())
+            found = found.settle(total, lambda _, n: (seen.append(n) or int(fraction * n),))
+        trimmed = [found.trim_(g, 0, "pool", made.clone()) for g, made in zip(groups, turned, strict=True)]
+    assert set(seen) == {size}
+    for got, wanted in zip(trimmed, by_sorting(turned, int(fraction * size)), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.one_of(values, few_values), max_size=60), st.integers(0, 62), st.booleans())
+def test_values_at_hand_are_selected_as_by_sorting(some: list[float], k: int, all_ties: bool) -> None:
+    given_ = torch.tensor(some)
+    kept = keep_largest_(given_.clone().view(1, -1), k, all_ties=all_ties).view(-1)
+    assert torch.equal(kept, by_sorting([given_], k, all_ties=all_ties)[0])
 
 
 def test_settings_that_differ_rank_apart() -> None:

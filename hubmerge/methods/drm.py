@@ -11,6 +11,7 @@ from pydantic import Field
 from hubmerge.arithmetic import onto_base
 from hubmerge.linalg import Delta, averaged, delta_of, is_matrix, joint_svd
 from hubmerge.spec import LowRank, Method, Params, TensorGroup
+from hubmerge.topk import keep_largest_
 
 
 class DrmParams(Params):
@@ -28,6 +29,12 @@ class DrmParams(Params):
     """Leave out singular values up to this fraction of the largest."""
     vectors: Literal["mean", "elect"] = "mean"
     """What becomes of tensors other than linear weights: the mean of their deltas, or the mean of agreeing entries."""
+    rule: Literal["exact", "published"] = "exact"
+    """How many of n entries are kept.
+
+    exact: floor(density × n), ties by position. published: the nearest whole number to density × n, one entry more, and
+    all that equal it.
+    """
 
 
 class Drm(Method):
@@ -73,25 +80,12 @@ def _side_by_side(deltas: Sequence[Delta], weights: Sequence[float], p: DrmParam
         norms = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
         rows.div_(torch.where(norms == 0, 1.0, norms))
         lengths = lengths * norms
-    rows = _keep_largest_(rows, int(p.density * rows.numel())).mul_(lengths)
+    rows = keep_largest_(rows, _kept(p, rows.numel()), all_ties=p.rule == "published").mul_(lengths)
     return LowRank(left, _average_of_elected(rows, weights), p.scale)
 
 
-def _keep_largest_(values: torch.Tensor, count: int) -> torch.Tensor:
-    """Zero all but ``count`` entries: the largest magnitudes, among equal ones the first; in place."""
-    if count >= values.numel():
-        return values
-    if count == 0:
-        return values.zero_()
-    ranked = values.abs().view(-1).cpu().numpy()
-    ranked.partition(len(ranked) - count)  # in place: kthvalue would take three times the memory
-    threshold = float(ranked[len(ranked) - count])
-    del ranked
-    magnitudes = values.abs().view(-1)
-    dropped = magnitudes < threshold
-    ties = (magnitudes == threshold).nonzero().view(-1)
-    dropped[ties[count - int((magnitudes > threshold).sum()) :]] = True
-    return values.masked_fill_(dropped.view(values.shape), 0.0)
+def _kept(p: DrmParams, size: int) -> int:
+    return round(p.density * size) + 1 if p.rule == "published" else int(p.density * size)
 
 
 def _average_of_elected(values: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Whole models merged by matrix methods: the engine against a loop over tensors, also where weights are stored
+"""Whole models merged by matrix methods: the engine against a merge in memory, also where weights are stored
 transposed."""
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from transformers.pytorch_utils import Conv1D
 
 import hubmerge
 from hubmerge.errors import IntegrityError
-from hubmerge.memory import merge_tensors
 from hubmerge.methods import all_methods
 from hubmerge.spec import Kind
 from tests.merge import naive
 from tests.merge.models import FAMILIES, _gpt2, _save, build, stored
 from tests.merge.test_adapters import make_adapter
+from tests.methods.chunked import merge_model
 
 MATRIX = [m.name for m in all_methods() if m.unit == "matrix"]
 WEIGHTS = [1.0, 0.5]
@@ -40,7 +40,7 @@ def kinds(model: nn.Module) -> dict[str, tuple[Kind, bool]]:
 
 @pytest.mark.parametrize("family", ["llama-untied", "gpt2"])
 @pytest.mark.parametrize("method", MATRIX)
-def test_merge_equals_a_loop_over_tensors(method: str, family: str, tmp_path: Path) -> None:
+def test_merge_equals_one_in_memory(method: str, family: str, tmp_path: Path) -> None:
     base, tunes = build(family, tmp_path)
     models = [f"{t}:{w}" for t, w in zip(tunes, WEIGHTS, strict=True)]
     hubmerge.merge(hubmerge.Recipe.from_flags(method, str(base), models), tmp_path / "out")
@@ -48,15 +48,15 @@ def test_merge_equals_a_loop_over_tensors(method: str, family: str, tmp_path: Pa
     assert any(transposed for _, transposed in known.values()) == (family == "gpt2")
 
     before, merged = stored(base), stored(tmp_path / "out")
-    aligned = [naive.align(before, stored(t)) for t in tunes]
+    versions = [before, *(naive.align(before, stored(t)) for t in tunes)]
+    turned = {name for name, (_, transposed) in known.items() if transposed}
+    given = [{n: v[n].T.contiguous() if n in turned else v[n] for n in before} for v in versions]
+    shown: dict[str, Kind] = {name: known.get(name, ("vector", False))[0] for name in before}
+    expected = merge_model(method, given[0], given[1:], weights=WEIGHTS, kinds=shown)
     assert merged.keys() == before.keys()
     for name, value in before.items():
-        kind, transposed = known.get(name, ("vector", False))
-        versions = [value, *(m[name] for m in aligned)]
-        if transposed:
-            versions = [v.T.contiguous() for v in versions]
-        expected = merge_tensors(method, versions[0], versions[1:], weights=WEIGHTS, kind=kind)
-        torch.testing.assert_close(merged[name], expected.T if transposed else expected, rtol=1e-5, atol=1e-5, msg=name)
+        wanted = expected[name].T if name in turned else expected[name]
+        torch.testing.assert_close(merged[name], wanted, rtol=1e-5, atol=1e-5, msg=name)
         assert not torch.equal(merged[name], value), name
 
 
@@ -93,14 +93,17 @@ def test_adapters_of_a_transposed_layer_are_merged_as_their_products(method: str
     )
 
     before, merged = stored(tmp_path / "base"), stored(tmp_path / "out")
-    factors = [load_file(t / "adapter_model.safetensors") for t in tunes]
+    adapted = [name for name in before if name.endswith("c_attn.weight")]
+    deltas: list[dict[str, torch.Tensor]] = []
+    for tune in tunes:
+        factors = {n: f.double() for n, f in load_file(tune / "adapter_model.safetensors").items()}
+        paths = {name: f"base_model.model.{name.removesuffix('.weight')}" for name in adapted}
+        deltas.append({n: 2 * factors[f"{p}.lora_B.weight"] @ factors[f"{p}.lora_A.weight"] for n, p in paths.items()})
+    expected = merge_model(method, {name: torch.zeros_like(d) for name, d in deltas[0].items()}, deltas)
     for name, value in before.items():
-        if not name.endswith("c_attn.weight"):
+        if name not in adapted:
             assert torch.equal(merged[name], value), name
             continue
-        path = f"base_model.model.{name.removesuffix('.weight')}"
-        deltas = [2 * f[f"{path}.lora_B.weight"].double() @ f[f"{path}.lora_A.weight"].double() for f in factors]
-        expected = merge_tensors(method, torch.zeros_like(deltas[0]), deltas)
         found = merged[name].T.double() - value.T.double()
-        assert float((found - expected).norm()) <= 1e-4 * float(expected.norm()), name
+        assert float((found - expected[name]).norm()) <= 1e-4 * float(expected[name].norm()), name
         assert int((torch.linalg.svdvals(found) > 1e-4 * torch.linalg.svdvals(found)[0]).sum()) <= sum(ranks)

@@ -10,6 +10,7 @@ import torch
 
 from hubmerge.memory import MemoryGroup, chunks, gather, join, model_params
 from hubmerge.methods import get_method
+from hubmerge.spec import Kind, LowRank
 
 GRAIN = 32768
 Model = Mapping[str, torch.Tensor]
@@ -18,16 +19,20 @@ Model = Mapping[str, torch.Tensor]
 def merge_model(
     method: str,
     base: Model,
-    models: Sequence[Model],
+    models: Sequence[Mapping[str, torch.Tensor | LowRank]],
     *,
     weights: Sequence[float] | None = None,
     parameters: Mapping[str, Any] | None = None,
     names: Sequence[str] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
     seed: int = 0,
     chunk_size: int = 8 * GRAIN,
     shuffle: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The merged model in the compute dtype; ``shuffle`` seeds the order in which chunks are seen and summed."""
+    """The merged model in the compute dtype, from models' tensors or their deltas' factors.
+
+    ``kinds`` names tensors that are no linear weights; ``shuffle`` seeds the order in which chunks are seen and summed.
+    """
     chosen = get_method(method)
     p, per_model = model_params(chosen, dict(parameters or {}), len(models))
     groups = {}
@@ -40,6 +45,7 @@ def merge_model(
             params=per_model,
             name=name,
             index=index,
+            kind=(kinds or {}).get(name, "linear"),
             seed=seed,
         )
     parts = {name: list(chunks(chosen, p, group, chunk_size)) for name, group in groups.items()}
