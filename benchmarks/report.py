@@ -179,17 +179,23 @@ _NOTES = (
 
 def machine(mergekit_versions: str, *, quick: bool) -> dict[str, str]:
     """What the figures hold for."""
+    size = "25 million parameters, for which speeds mean nothing" if quick else "1.1 billion parameters"
+    return machine_facts() | {
+        "mergekit": mergekit_versions.removeprefix("mergekit "),
+        "models": f"Llama-shaped base and three fine-tunes, random weights, bfloat16, sharded; {size} each",
+    }
+
+
+def machine_facts() -> dict[str, str]:
+    """The machine, and the versions of what ran on it."""
     probe = [sys.executable, "-c", "import hubmerge; print(hubmerge.__version__)"]
     root = Path(__file__).resolve().parent.parent
     version = subprocess.run(probe, capture_output=True, text=True, check=True, cwd=root).stdout.strip()
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    size = "25 million parameters, for which speeds mean nothing" if quick else "1.1 billion parameters"
     return {
         "machine": f"{_cpu_name()}, {cores} cores, {memory_bytes / 2**30:.0f} GiB, {platform.system()}",
         "hubmerge": f"{version} torch {importlib.metadata.version('torch')} Python {platform.python_version()}",
-        "mergekit": mergekit_versions.removeprefix("mergekit "),
-        "models": f"Llama-shaped base and three fine-tunes, random weights, bfloat16, sharded; {size} each",
     }
 
 
