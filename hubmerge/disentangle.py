@@ -10,6 +10,7 @@ Source: AWD, arXiv 2411.18729, section 4 (the equations; the published pseudocod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
@@ -66,7 +67,7 @@ class Objective:
         # d cos(a, b) / dδ = -(τ̂ₐ + τ̂ᵦ) / (‖τ̂ₐ‖ ‖τ̂ᵦ‖) + cos(a, b) (τ̂ₐ / ‖τ̂ₐ‖² + τ̂ᵦ / ‖τ̂ᵦ‖²), and each pair counts twice.
         pulls = np.add.reduce(np.sign(cosines) * inverse[:, None], axis=0) - sums * inverse
         pulls *= -2.0 * share * inverse
-        length = float(np.sqrt(max(square, 0.0)))
+        length = math.sqrt(max(square, 0.0))
         shrink = (self.alpha / length if length else 0.0) - float(np.add.reduce(pulls))
         return Slope(share * float(np.add.reduce(sums)) + self.alpha * length, pulls, shrink)
 

@@ -21,12 +21,8 @@ from hubmerge.sums import Sums, inner_products
 class AwdParams(Params):
     """Parameters of ``awd``."""
 
-    scale: float = 0.4
-    """λ, which multiplies the merged delta.
-
-    Papers choose it on validation data, between 0.3 and 1; 0.4 makes the merged delta of eight tasks about as long as
-    task arithmetic's at 0.3, for what tasks share is a fifth of their sum or more.
-    """
+    scale: float = 0.3
+    """λ, which multiplies the merged delta; 0.3 suits eight tasks, the paper searches 0.3 to 1 on validation data."""
     alpha: float = Field(1e-4, ge=0.0)
     """How much the length of the shared part weighs against the cosines; 1e-4 is the middle of the paper's values."""
     solver: Literal["gram", "adam"] = "gram"
@@ -35,7 +31,7 @@ class AwdParams(Params):
     gram: by gradient descent, which needs only the task vectors' inner products and has the same result as on the
     vectors themselves; what is merged is a sum of deltas, each with a factor of its own. adam: by Adam, entry by entry.
     """
-    granularity: Scope | None = None
+    granularity: Literal["model", "tensor", None] = None
     """Disentangle the model as a whole (published, default of gram) or each tensor by itself (default of adam)."""
     rest: Literal["base", "mean"] = "base"
     """What becomes of tensors other than linear weights of layers: the base's (published), or the deltas' mean."""

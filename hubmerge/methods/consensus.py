@@ -47,7 +47,7 @@ class Consensus(Method):
         """
         deltas = [scaled_(group.delta(i), w) for i, w in enumerate(group.weights)]
         total = sum_all(deltas)
-        relying = torch.zeros(total.shape, dtype=torch.int16)
+        relying = torch.zeros_like(total, dtype=torch.int16)
         for delta, q in zip(deltas, group.params, strict=True):
             relying += tall_mask(delta, total, q.mask_lambda)
         return onto_base(group.base(), total.mul_(relying >= p.min_tasks), p.scale)

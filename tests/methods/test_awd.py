@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+import hubmerge
 from hubmerge.disentangle import Objective, descend, inner_products_of_factors, multipliers, shared_by_adam
 from hubmerge.errors import UsageError
 from hubmerge.memory import MemoryGroup, chunks, gather, join, merge_tensors, model_params
 from hubmerge.methods import get_method
 from hubmerge.spec import LowRank
 from hubmerge.sums import inner_products
+from tests.end_to_end import support
 
 from .chunked import GRAIN, merge_model
 
@@ -62,7 +66,7 @@ def gram_of(vectors: Sequence[torch.Tensor]) -> np.ndarray[Any, np.dtype[np.floa
 
 
 def combined(coefficients: np.ndarray[Any, np.dtype[np.float64]], vectors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return sum((c * v for c, v in zip(coefficients.tolist(), vectors, strict=True)), torch.zeros(SHAPE))
+    return sum((c * v for c, v in zip(coefficients.tolist(), vectors, strict=True)), torch.zeros_like(vectors[0]))
 
 
 def objective(vectors: Sequence[torch.Tensor], delta: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -77,21 +81,22 @@ def objective(vectors: Sequence[torch.Tensor], delta: torch.Tensor, alpha: float
 
 
 @law
-@given(counts, seeds, alphas, st.sampled_from([None, 0.01, 1.0]))
+@given(counts, seeds, alphas, st.sampled_from([None, 3.0]))
 def test_descent_on_coefficients_is_descent_on_whole_vectors(
     count: int, seed: int, alpha: float, learning_rate: float | None
 ) -> None:
     vectors = related(count, seed)
     found = descend(Objective(gram_of(vectors), alpha), 1000, learning_rate)
-    delta = torch.zeros_like(vectors[0], requires_grad=True)
-    for size, value in zip(found.step_sizes, found.values, strict=False):
+    delta, values = torch.zeros_like(vectors[0], requires_grad=True), []
+    for size in found.step_sizes:
         here = objective(vectors, delta, alpha)
-        assert float(here.detach()) == pytest.approx(value, rel=1e-9, abs=1e-12)
         (gradient,) = torch.autograd.grad(here, delta)
         delta = (delta - size * gradient).detach().requires_grad_()
+        values.append(float(here.detach()))
     assert len(found.step_sizes) > 5 or alpha == 1.0  # then no step is worth the length
     delta = delta.detach()
-    assert float(objective(vectors, delta, alpha)) == pytest.approx(found.values[-1], rel=1e-9, abs=1e-12)
+    values.append(float(objective(vectors, delta, alpha)))
+    np.testing.assert_allclose(found.values, values, rtol=1e-9, atol=1e-12)
     close(combined(found.coefficients, vectors), delta)
     expected = sum(vectors, torch.zeros(SHAPE)) - count * delta
     close(merge(vectors, alpha=alpha, learning_rate=learning_rate), expected)
@@ -346,6 +351,23 @@ def test_bits_do_not_depend_on_chunks(granularity: str) -> None:
         assert torch.equal(runs[1][name], runs[2][name])
 
 
+def test_a_checkpoint_is_disentangled_in_its_layers(tmp_path: Path) -> None:
+    folders = [support.save(tmp_path / str(seed), support.tensors(seed)) for seed in range(4)]
+    models = [f"{folder}:{weight}" for folder, weight in zip(folders[1:], [1.0, 0.5, 1.5], strict=True)]
+    hubmerge.merge(hubmerge.Recipe.from_flags("awd", str(folders[0]), models, []), tmp_path / "out")
+    base, *tuned, merged = (load_file(f / "model.safetensors") for f in (*folders, tmp_path / "out"))
+    inside = [name for name in base if ".layers." in name]
+    vectors = [
+        weight * torch.cat([(model[name].double() - base[name].double()).flatten() for name in inside])
+        for weight, model in zip([1.0, 0.5, 1.5], tuned, strict=True)
+    ]
+    expected = 0.3 * combined(np.array(multipliers(gram_of(vectors), 1e-4, 1000)), vectors)
+    close(torch.cat([(merged[name].double() - base[name].double()).flatten() for name in inside]), expected, 1e-5)
+    assert len(inside) == 4
+    for name in set(base) - set(inside):
+        assert torch.equal(merged[name], base[name]), name
+
+
 # --- factors ----------------------------------------------------------------------------------------------------
 
 
@@ -412,7 +434,7 @@ def test_factors_and_dense_deltas_count_together() -> None:
 @law
 @given(counts, seeds, st.sampled_from([0.0, 1e-4, 0.1]), st.sampled_from([1e-3, 1e-2]))
 def test_adam_is_adam_on_whole_vectors(count: int, seed: int, alpha: float, learning_rate: float) -> None:
-    vectors, steps = [0.1 * v for v in related(count, seed)], 40
+    vectors, steps = [0.1 * v for v in related(count, seed)], 20
     delta = torch.zeros(SHAPE, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=learning_rate)
     way = []
