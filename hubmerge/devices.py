@@ -45,15 +45,15 @@ class Lane:
     def compute(self, group: ChunkGroup, work: Callable[[], T]) -> T:
         """The result of ``work``, for which the group hands out its values on the device.
 
-        What a device refuses is done on the CPU: for want of memory or of an operation, or because its own
-        decomposition did not converge. An error of the work itself is raised there again.
+        What a device refuses is done on the CPU: for want of memory or of an operation, because its own decomposition
+        did not converge, or because the work uses NumPy. An error of the work itself is raised there again.
         """
         group.prepare()  # meanwhile the lane's other thread may have its turn
         with self._turn:
             try:
                 with group.on(self.device):
                     return work()
-            except RuntimeError as e:
+            except (RuntimeError, TypeError) as e:
                 reason = str(e).partition("\n")[0]
                 log.warning("%s is computed on the CPU, not on %s: %s", group.name, self.name, reason)
             # Only now is the error gone, and with it what its traceback kept on the device.

@@ -203,16 +203,22 @@ def keep_largest_(values: torch.Tensor, count: int, *, all_ties: bool = False) -
         return values
     if count == 0:
         return values.zero_()
-    ranked = values.abs().view(-1).cpu().numpy()
-    ranked.partition(len(ranked) - count)  # in place: kthvalue would take three times the memory
-    threshold = float(ranked[len(ranked) - count])
-    del ranked
+    threshold = _kth_magnitude(values, count)
     magnitudes = values.abs().view(-1)
     dropped = magnitudes < threshold
     if not all_ties:
         ties = (magnitudes == threshold).nonzero().view(-1)
         dropped[ties[count - int((magnitudes > threshold).sum()) :]] = True
     return values.masked_fill_(dropped.view(values.shape), 0.0)
+
+
+def _kth_magnitude(values: torch.Tensor, k: int) -> float:
+    magnitudes = values.abs().view(-1)
+    if magnitudes.device.type != "cpu":
+        return float(magnitudes.kthvalue(magnitudes.numel() - k + 1).values)
+    ranked = magnitudes.numpy()
+    ranked.partition(len(ranked) - k)  # in place: here kthvalue would take three times the memory
+    return float(ranked[len(ranked) - k])
 
 
 def _sampled(name: str, start: int, stop: int) -> range:

@@ -95,7 +95,7 @@ def _average_of_elected(values: torch.Tensor, weights: Sequence[float]) -> torch
     a majority over other entries would be arbitrary too.
     """
     sign = values.sum(dim=0).sign_()
-    factors = torch.tensor(weights, dtype=values.dtype, device=values.device).view(-1, *[1] * sign.ndim)
+    factors = torch.tensor(weights, dtype=values.dtype).to(values.device).view(-1, *[1] * sign.ndim)
     agreeing = values.mul_(sign).relu_().mul_(factors)
     counts = (agreeing != 0).sum(dim=0).clamp_(min=1)
     return agreeing.sum(dim=0).div_(counts).mul_(sign)
