@@ -9,12 +9,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hubmerge.api import merge, plan, push, verify
+    from hubmerge.coding import decode_tensors, encode_tensors
     from hubmerge.memory import merge_tensors
     from hubmerge.recipe import Recipe
 
 # Resolved on first use: `import hubmerge` must stay free of torch, transformers and huggingface_hub.
 _WHERE = {
     "Recipe": "hubmerge.recipe",
+    "decode_tensors": "hubmerge.coding",
+    "encode_tensors": "hubmerge.coding",
     "merge": "hubmerge.api",
     "merge_tensors": "hubmerge.memory",
     "plan": "hubmerge.api",
@@ -22,7 +25,17 @@ _WHERE = {
     "verify": "hubmerge.api",
 }
 
-__all__ = ["Recipe", "__version__", "merge", "merge_tensors", "plan", "push", "verify"]
+__all__ = [
+    "Recipe",
+    "__version__",
+    "decode_tensors",
+    "encode_tensors",
+    "merge",
+    "merge_tensors",
+    "plan",
+    "push",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

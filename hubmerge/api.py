@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubmerge.card import HUB_URL, CardFacts, render_card
 from hubmerge.devices import DeviceMap, device_map
-from hubmerge.errors import PlanError
+from hubmerge.errors import PlanError, UsageError
 from hubmerge.footprint import Footprint
 from hubmerge.hub import Hub
 from hubmerge.inputs import Fetch, Inputs, read_small
@@ -144,6 +144,10 @@ def plan(recipe: Recipe, *, hub: Hub | None = None) -> Plan:
         AccessError: A model is missing or not accessible.
         SourceError: A model cannot be merged.
     """
+    if recipe.output.format == "bundle":
+        raise UsageError(
+            f"{recipe.method} makes a bundle, not a merged model", hint="use `hubmerge bundle create` with this recipe"
+        )
     base, models = pin_recipe(recipe, hub or Hub())
     return build_plan(recipe, base, models)
 
@@ -229,7 +233,7 @@ def push(
         Inputs(planned, hub, options.fetch, options.max_disk_bytes) as inputs,
     ):
         clock.lap("plan_s")
-        sink = ShardByShard(Path(folder), publisher, planned, options.max_disk_bytes)
+        sink = ShardByShard(Path(folder), publisher, planned.outputs, options.max_disk_bytes)
         truncation = _run(planned, inputs, sink, options, progress)
         clock.lap("merge_s")
         files = _companions(recipe, planned, hub, sink.written, truncation, publisher.repo)

@@ -276,11 +276,12 @@ def _lane_of_each(layers: Sequence[Sequence[TensorJob]], lanes: Sequence[Lane]) 
 
     if not layers:
         return []
-    model = nn.ModuleList(_Layer(layer) for layer in layers)
-    sizes = [sum(values.nbytes for values in layer.parameters()) for layer in model]
+    sizes = [sum(job.numel for job in layer) * torch.float32.itemsize for layer in layers]
     largest, total, memory = max(sizes), sum(sizes), sum(lane.memory_bytes for lane in lanes)
     budgets = {i: -(-total * lane.memory_bytes // (memory * largest)) * largest for i, lane in enumerate(lanes)}
-    budgets[0] += largest  # which accelerate keeps free there
-    budgets[len(lanes) - 1] += total
+    budgets[len(lanes) - 1] += 2 * total
+    # On its first device, accelerate keeps room for the largest layer that is still to come; one more keeps that so.
+    budgets[0] += largest
+    model = nn.ModuleList(_Layer(layer) for layer in (*layers, layers[sizes.index(largest)]))
     found = infer_auto_device_map(model, budgets, no_split_module_classes=[_Layer.__name__], clean_result=False)
     return [lanes[found[str(number)]] for number in range(len(layers))]

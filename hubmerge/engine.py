@@ -80,7 +80,7 @@ class Engine:
         self._progress = progress or (lambda _: None)
         self._devices = devices or DeviceMap()
         self._schedule = Schedule()
-        self._outputs = Outputs(plan, sink, stopped=lambda: self._schedule.error is not None)
+        self._outputs = Outputs(plan.outputs, sink, stopped=lambda: self._schedule.error is not None)
         self.truncation: dict[str, tuple[float, float]] = {}
         """Of merged factors: the squared norms of what their rank leaves out, and of the whole delta."""
         self._lock = threading.Lock()

@@ -6,17 +6,17 @@ import logging
 import shutil
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
 from hubmerge import adapters
 from hubmerge.errors import BudgetError, SourceError
 from hubmerge.io.local import FileSource
-from hubmerge.spec import AdapterPart, ByteSource, LowRank, PinnedModel, Plan, TensorSpec
+from hubmerge.spec import AdapterPart, ByteSource, LowRank, PinnedModel, TensorSpec
 
 if TYPE_CHECKING:
     from hubmerge.hub import Hub
@@ -25,6 +25,21 @@ log = logging.getLogger(__name__)
 
 Fetch = Literal["auto", "cache", "stream"]
 _DISK_MARGIN_BYTES = 1_000_000_000
+
+
+class Reads(Protocol):
+    """What is read: a merge's plan, or a bundle's."""
+
+    @property
+    def models(self) -> tuple[PinnedModel, ...]:
+        """The models."""
+
+    @property
+    def jobs(self) -> Sequence[Any]:
+        """Each with ``action``, ``base``, ``inputs`` and ``source`` as in ``TensorJob``."""
+
+    def pinned(self, source: int) -> PinnedModel:
+        """The model with this index; -1 is the base."""
 
 
 class Inputs:
@@ -37,7 +52,7 @@ class Inputs:
             the cache has, downloads if the disk has room to spare, and streams otherwise.
     """
 
-    def __init__(self, plan: Plan, hub: Hub, fetch: Fetch = "auto", max_disk_bytes: int | None = None) -> None:
+    def __init__(self, plan: Reads, hub: Hub, fetch: Fetch = "auto", max_disk_bytes: int | None = None) -> None:
         self._plan = plan
         self._hub = hub
         self._open: dict[tuple[int, str], ByteSource] = {}

@@ -43,6 +43,17 @@ class Digested(Protocol):
         """Its digest; it must be known."""
 
 
+def is_inside(path: str) -> str:
+    """The path of a file in a repository, if it is one: a stranger's must never point out of the folder.
+
+    Raises:
+        ValueError: It does.
+    """
+    if path.startswith("/") or _UNSAFE.search(path) or {"", ".", ".."} & set(path.split("/")):
+        raise ValueError(f"{path!r} does not stay inside the model's folder")
+    return path
+
+
 class _File(BaseModel):
     model_config = _STRICT
 
@@ -53,10 +64,7 @@ class _File(BaseModel):
     @field_validator("path")
     @classmethod
     def _inside(cls, path: str) -> str:
-        # A lock is read from strangers' repositories: a path must never point out of the folder that is checked.
-        if path.startswith("/") or _UNSAFE.search(path) or {"", ".", ".."} & set(path.split("/")):
-            raise ValueError(f"{path!r} does not stay inside the model's folder")
-        return path
+        return is_inside(path)
 
 
 class SourceFile(_File):
@@ -161,7 +169,7 @@ def build_lock(plan: Plan, recipe_data: Mapping[str, Any], outputs: Iterable[Dig
             }
         )
     except ValidationError as e:
-        raise HubMergeError(f"the lock cannot be written: {_explain(e)}") from e
+        raise HubMergeError(f"the lock cannot be written: {explain(e)}") from e
 
 
 def portable_recipe(plan: Plan, recipe_data: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,7 +275,7 @@ def loads(text: str | bytes, where: str = LOCK_NAME) -> Lock:
     try:
         return Lock.model_validate(data)
     except ValidationError as e:
-        raise IntegrityError(f"{where}: {_explain(e)}", hint="restore the file from the repository") from e
+        raise IntegrityError(f"{where}: {explain(e)}", hint="restore the file from the repository") from e
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -282,7 +290,7 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
     """The first thing that is wrong, with its place, such as ``outputs[2].sha256``."""
     issues = error.errors(include_url=False, include_input=False)
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in issues[0]["loc"]).lstrip(".")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import ValidationError
@@ -49,10 +50,9 @@ class MemoryGroup(TensorGroup):
         dtypes += [] if base is None else [base.dtype]
         self.compute = torch.float64 if torch.float64 in dtypes else torch.float32
 
-    def chunk(self, start: int, stop: int) -> MemoryGroup:
+    def chunk(self, start: int, stop: int) -> Self:
         """The same tensor's flat elements [start, stop)."""
-        part = MemoryGroup.__new__(MemoryGroup)
-        part.__dict__.update(self.__dict__)
+        part = copy.copy(self)
         part.start, part._range = start, (start, stop)
         return part
 

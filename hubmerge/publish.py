@@ -6,7 +6,7 @@ import fnmatch
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +18,13 @@ from hubmerge.errors import (
     HubMergeError,
     IntegrityError,
     PublishError,
+    TargetMovedError,
     TargetNotEmptyError,
     UsageError,
 )
 from hubmerge.hub import Hub, StagedFile
 from hubmerge.output import Written
-from hubmerge.spec import OutputFile, Plan
+from hubmerge.spec import OutputFile
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ _WEIGHTS = (
     "adapter_model*.bin",
     "hubmerge_bundle.json",
     "bundle-*.safetensors",
+    "tasks/*.safetensors",
     "heads/*.safetensors",
 )
 
@@ -61,6 +63,10 @@ class PublishOptions:
     and leaves an existing one as it is."""
     overwrite: bool = False
     """Publish into a repository with content that hubmerge did not make."""
+    parent: str | None = None
+    """The commit that the result continues; publishing fails if the branch is at another one."""
+    keep: frozenset[str] = frozenset()
+    """Weight files of the commit before that stay."""
     message: str = f"Publish a merge made with hubmerge {__version__}"
 
 
@@ -202,6 +208,11 @@ class Publisher:
                 hint=f"Its branches are: {', '.join(sorted(refs.branches)) or 'none'}.",
             )
         self._parent = refs.branches[branch]
+        if options.parent is not None and options.parent != self._parent:
+            raise TargetMovedError(
+                f"{self.repo}@{branch} is at {self._parent[:12]} now, not at {options.parent[:12]}",
+                hint="somebody else changed it; run the same command again",
+            )
         paths = [file.path for file in self._hub.list_files(self.repo, self._parent)]
         foreign = sorted(set(paths) - _INITIAL_FILES) if LOCK_FILE not in paths else []
         if foreign and not (options.overwrite or options.create_pr):
@@ -209,7 +220,7 @@ class Publisher:
                 f"{self.repo}@{branch} holds {len(foreign)} files that hubmerge did not make, e.g. {foreign[0]}",
                 hint="Choose another repository, open a pull request (--pr), or give --overwrite (overwrite=True).",
             )
-        self._stale = tuple(path for path in paths if is_weight_file(path))
+        self._stale = tuple(path for path in paths if is_weight_file(path) and path not in options.keep)
         if branch != options.revision:
             self._hub.branch(self.repo, options.revision, self._parent)
             self._created_branch = True
@@ -251,19 +262,35 @@ def is_weight_file(path: str) -> bool:
 
 
 class ShardByShard:
-    """A sink that keeps at most one finished or unfinished shard on disk: each is uploaded before the next is begun."""
+    """A sink that keeps few finished or unfinished shards on disk: each is uploaded before another one is begun.
 
-    def __init__(self, folder: Path, publisher: Publisher, plan: Plan, max_disk_bytes: int | None) -> None:
+    Args:
+        folder: Where they are.
+        publisher: Uploads them.
+        outputs: What will be written.
+        max_disk_bytes: How much of the disk may be used.
+        at_once: How many files are there at most; 1, unless several are filled side by side.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        publisher: Publisher,
+        outputs: Sequence[OutputFile],
+        max_disk_bytes: int | None,
+        *,
+        at_once: int = 1,
+    ) -> None:
         self._folder = folder
         self._publisher = publisher
-        self._room = threading.Semaphore(1)
+        self._room = threading.Semaphore(at_once)
         self.written: list[Written] = []
-        largest = max((o.size_bytes for o in plan.outputs), default=0)
+        largest = sum(sorted((o.size_bytes for o in outputs), reverse=True)[:at_once])
         free = shutil.disk_usage(folder).free
         limit = free if max_disk_bytes is None else min(free, max_disk_bytes)
         if largest > limit:
             raise BudgetError(
-                f"{folder}: the largest shard takes {largest / 1e9:.2f} GB, {limit / 1e9:.2f} GB may be used",
+                f"{folder}: {largest / 1e9:.2f} GB are needed at a time, {limit / 1e9:.2f} GB may be used",
                 hint="set a smaller output.shard_size (--shard-size), or TMPDIR to a larger disk",
             )
 

@@ -14,9 +14,9 @@ from hubmerge.errors import IntegrityError, RecipeError, SourceError
 from hubmerge.io import threads
 from hubmerge.io.header import Header, read_header
 from hubmerge.io.local import FileSource
-from hubmerge.methods import get_method
+from hubmerge.recipe.algorithms import get_algorithm
 from hubmerge.renaming import under_base_names
-from hubmerge.spec import FileSpec, PinnedModel, TensorSpec
+from hubmerge.spec import FileSpec, Method, PinnedModel, TensorSpec
 
 if TYPE_CHECKING:
     from hubmerge.hub import Hub
@@ -87,7 +87,8 @@ def _implied_base(recipe: Recipe, models: tuple[PinnedModel, ...], hub: Hub) -> 
         name, adapter = next(iter(named.items()))
         revision = (adapter.adapter or {}).get("revision")
         return pin_model(hub, name, str(revision) if revision else None, "base", "base")
-    if get_method(recipe.method).uses_base:
+    method = get_algorithm(recipe.method)
+    if not isinstance(method, Method) or method.uses_base:
         raise RecipeError(
             f"{recipe.method} needs a base, and no model is an adapter that names one",
             hint="set `base:` (--base) to the common base",

@@ -8,6 +8,9 @@ An event of probability q / 2**24 (q an integer) happens to element i if its 8-b
 are equal, a 16-bit lane decides, which must be less than q & 0xFFFF: the k-th such element of the segment of 32768
 elements that begins at element s uses lane 2**82 + s + k. So one byte decides nearly always, and any segment can be
 computed alone.
+
+Sign c is minus if bit c % 64, counted from the lowest, of word c // 64 is set. A permutation of n things lists their
+numbers in the ascending order of words 0 to n - 1, equal words in the order of the numbers.
 """
 
 from __future__ import annotations
@@ -91,3 +94,15 @@ def bernoulli(key: tuple[int, int], start: int, count: int, probability: float) 
         second = lanes(key, _UNDECIDED + start + n * SEGMENT, high - low, 16)
         happens[undecided[low:high]] = second < (limit & 0xFFFF)
     return happens
+
+
+def signs(key: tuple[int, int], count: int) -> npt.NDArray[np.int8]:
+    """Independent signs, 1 or -1 with equal probability, (count,)."""
+    raw = words(key, 0, -(-count // 64)).astype("<u8", copy=False).view(np.uint8)
+    minus = np.unpackbits(raw, count=count, bitorder="little")
+    return 1 - 2 * minus.view(np.int8)
+
+
+def permutation(key: tuple[int, int], count: int) -> npt.NDArray[np.intp]:
+    """A random order of the numbers below ``count``, (count,)."""
+    return np.argsort(words(key, 0, count), kind="stable")

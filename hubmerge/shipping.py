@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from hubmerge.io.writer import ShardWriter
 from hubmerge.schedule import Cancelled
-from hubmerge.spec import OutputFile, Plan
+from hubmerge.spec import OutputFile
 
 
 class Sink(Protocol):
@@ -27,16 +27,14 @@ class Sink(Protocol):
 class Outputs:
     """The writers of a run, opened when first needed and finished when their last byte is there."""
 
-    def __init__(self, plan: Plan, sink: Sink, stopped: Callable[[], bool]) -> None:
-        self._plan = plan
+    def __init__(self, outputs: Sequence[OutputFile], sink: Sink, stopped: Callable[[], bool]) -> None:
+        self._outputs = outputs
         self._stopped = stopped
         self._sink = sink
         self._lock = threading.Lock()
-        self._locks = [threading.Lock() for _ in plan.outputs]
+        self._locks = [threading.Lock() for _ in outputs]
         self._writers: dict[int, ShardWriter] = {}
-        self._left = [0] * len(plan.outputs)
-        for job in plan.jobs:
-            self._left[job.output] += job.end_byte - job.start_byte
+        self._left = [o.size_bytes - len(o.header) for o in outputs]
         self._empty = [o for o, left in enumerate(self._left) if left == 0]
 
     def writer(self, output: int) -> ShardWriter:
@@ -54,7 +52,7 @@ class Outputs:
         with self._locks[output]:
             found = self._writers.get(output)
             if found is None:
-                spec = self._plan.outputs[output]
+                spec = self._outputs[output]
                 path = self._sink.path(spec, self._stopped)
                 if path is None:
                     raise Cancelled
@@ -75,7 +73,7 @@ class Outputs:
         """Finish a complete file and hand it to the sink."""
         writer = self.writer(output)
         sha256 = writer.finish()
-        self._sink.finished(self._plan.outputs[output], writer.path, sha256)
+        self._sink.finished(self._outputs[output], writer.path, sha256)
 
     def ship_empty(self) -> None:
         """Files without a single element are complete from the start."""

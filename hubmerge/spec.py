@@ -331,6 +331,10 @@ class Algorithm(ABC):
     parameters: ClassVar[type[Params]]
     unit: ClassVar[Literal["element", "matrix"]] = "element"
 
+    def problem(self, p: Any, weights: Sequence[float]) -> str | None:
+        """Why these settings cannot be used, with the values; None if they can."""
+        return None
+
     def whole(self, p: Any) -> bool:
         """Whether it needs whole tensors, not chunks of them."""
         return self.unit == "matrix"
@@ -367,10 +371,6 @@ class Method(Algorithm):
     def matrices(self, p: Any) -> tuple[Kind, ...]:
         """The kinds of 2-D tensors that are hard work, on which an accelerator is worth its while."""
         return ("linear",) if self.whole(p) else ()
-
-    def problem(self, p: Any, weights: Sequence[float]) -> str | None:
-        """Why these settings cannot be merged, with the values; None if they can."""
-        return None
 
     def rank_problem(self, p: Any, weights: Sequence[float]) -> str | None:
         """Why the merged delta of low-rank deltas is not of low rank itself; None if it is.

@@ -15,7 +15,7 @@ from hubmerge.recipe.schema import Card, ManyIssuesError, ModelEntry, Output
 
 if TYPE_CHECKING:
     from hubmerge.recipe.mergekit import Translation
-    from hubmerge.spec import Method
+    from hubmerge.spec import Algorithm
 
 R = TypeVar("R", bound=Recipe)
 
@@ -69,11 +69,11 @@ def _issues(error: ValidationError, data: dict[str, Any]) -> Iterator[Issue]:
         yield from _parameter_issues(data)
 
 
-def _method(data: Mapping[str, Any]) -> Method | None:
-    from hubmerge.methods import get_method
+def _method(data: Mapping[str, Any]) -> Algorithm | None:
+    from hubmerge.recipe.algorithms import get_algorithm
 
     try:
-        return get_method(data["method"]) if isinstance(data.get("method"), str) else None
+        return get_algorithm(data["method"]) if isinstance(data.get("method"), str) else None
     except UnknownMethodError:
         return None
 
@@ -95,7 +95,7 @@ def _own_parameters(entry: Any) -> Any:
     return inline | given if isinstance(given, dict) else inline
 
 
-def _unknown_key(loc: Loc, method: Method | None) -> str:
+def _unknown_key(loc: Loc, method: Algorithm | None) -> str:
     from hubmerge.recipe.settings import slots
 
     key = str(loc[-1])

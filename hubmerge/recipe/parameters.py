@@ -17,7 +17,7 @@ from hubmerge.recipe.settings import Setting, Slot, read, slots
 from hubmerge.spec import Settings
 
 if TYPE_CHECKING:
-    from hubmerge.spec import Method
+    from hubmerge.spec import Algorithm
 
 MAX_COMBINATIONS = 256
 """Up to this many combinations of values are all tried; beyond, one parameter is varied at a time."""
@@ -29,7 +29,7 @@ Given = Mapping[str, Setting]
 class Parameters:
     """The settings of a recipe: those for all models, and each model's own, which come first."""
 
-    method: Method
+    method: Algorithm
     shared: Given
     own: tuple[Given, ...]
     _settings: dict[str, Settings] = field(default_factory=dict, compare=False, repr=False)
@@ -66,7 +66,7 @@ def _resolve(given: Given, name: str, t: float) -> dict[str, Any]:
     return {key: value for key, setting in given.items() for value in setting.values(name, t)}
 
 
-def validate(method: Method, values: Mapping[str, Any]) -> Any:
+def validate(method: Algorithm, values: Mapping[str, Any]) -> Any:
     """The method's parameter object. JSON is the strict form in which lists may stand for tuples.
 
     Raises:
@@ -81,16 +81,16 @@ def validate(method: Method, values: Mapping[str, Any]) -> Any:
 def check_recipe(method: str, shared: Any, own: Sequence[Any]) -> tuple[Parameters | None, list[Issue]]:
     """As ``check``, by the method's name; an unknown method is an issue at ``method``."""
     from hubmerge.errors import UnknownMethodError
-    from hubmerge.methods import get_method
+    from hubmerge.recipe.algorithms import get_algorithm
 
     try:
-        found = get_method(method)
+        found = get_algorithm(method)
     except UnknownMethodError as e:
         return None, [(("method",), e.message)]
     return check(found, shared, own)
 
 
-def check(method: Method, shared: Any, own: Sequence[Any]) -> tuple[Parameters | None, list[Issue]]:
+def check(method: Algorithm, shared: Any, own: Sequence[Any]) -> tuple[Parameters | None, list[Issue]]:
     """Read all settings of a recipe and try every value they can take.
 
     Args:
@@ -125,7 +125,7 @@ def _problem_of_all(parameters: Parameters) -> str | None:
 
 
 def _read_all(
-    data: Any, known: Mapping[str, Slot], loc: Loc, method: Method, issues: list[Issue], *, own: bool = False
+    data: Any, known: Mapping[str, Slot], loc: Loc, method: Algorithm, issues: list[Issue], *, own: bool = False
 ) -> dict[str, Setting]:
     found: dict[str, Setting] = {}
     for key, value in data.items() if isinstance(data, Mapping) else ():
@@ -142,7 +142,7 @@ def _read_all(
     return found
 
 
-def unknown_parameter(key: str, known: Mapping[str, Slot], method: Method, *, own: bool) -> str:
+def unknown_parameter(key: str, known: Mapping[str, Slot], method: Algorithm, *, own: bool) -> str:
     """The message for a parameter that the method does not have."""
     names = sorted(name for name, slot in known.items() if slot.per_model or not own)
     if suggestion := did_you_mean(key, (*names, *(("repo", "revision", "name") if own else ()))):
@@ -178,7 +178,7 @@ def _choices(name: str, *levels: Given) -> tuple[str, list[Choice]]:
 
 
 def _try_combinations(
-    method: Method, choices: list[tuple[str, list[Choice]]], shared: Given, given: AbstractSet[str]
+    method: Algorithm, choices: list[tuple[str, list[Choice]]], shared: Given, given: AbstractSet[str]
 ) -> Iterator[Issue]:
     names = [name for name, _ in choices]
     for combination in _combinations([found for _, found in choices]):

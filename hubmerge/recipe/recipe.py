@@ -17,7 +17,7 @@ from hubmerge.recipe.settings import depth, matches
 
 if TYPE_CHECKING:
     from hubmerge.recipe.parameters import Parameters
-    from hubmerge.spec import Method, Settings
+    from hubmerge.spec import Algorithm, Settings
 
 
 class Recipe(BaseModel):
@@ -91,9 +91,17 @@ class Recipe(BaseModel):
             issues.append((("include",), "no tensor would take part; leave include out, or write ['*']"))
         return issues
 
-    def _method_issues(self, method: Method) -> list[Issue]:
+    def _method_issues(self, method: Algorithm) -> list[Issue]:
+        from hubmerge.spec import Method
+
         issues: list[Issue] = []
         n = len(self.models)
+        if not isinstance(method, Method):
+            if self.output.format != "bundle":
+                issues.append((("method",), f"{method.name} is a codec of bundles; write output: {{format: bundle}}"))
+            return issues
+        if self.output.format == "bundle":
+            issues.append((("output", "format"), f"a bundle needs a codec as its method, and {method.name} is none"))
         if n < method.min_models or (method.max_models is not None and n > method.max_models):
             low, high = method.min_models, method.max_models
             wanted = f"at least {low}" if high is None else str(low) if low == high else f"{low} to {high}"

@@ -105,13 +105,6 @@ class Output(BaseModel):
             raise ValueError(f"a shard needs at least one byte, found {value}")
         return value
 
-    @field_validator("format")
-    @classmethod
-    def _available(cls, value: str) -> str:
-        if value == "bundle":
-            raise ValueError("bundle is not available in this version; use full or adapter")
-        return value
-
     @model_validator(mode="after")
     def _rank_of_an_adapter(self) -> Self:
         if self.rank is not None and self.format != "adapter":

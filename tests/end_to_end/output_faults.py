@@ -169,7 +169,7 @@ OUTPUT_CASES = [
         "shard larger than the disk",
         1,
         lambda s: s.push("--max-disk", "1KB"),
-        ("the largest shard takes",),
+        ("are needed at a time",),
         "set a smaller output.shard_size",
     ),
     Case(

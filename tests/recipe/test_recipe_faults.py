@@ -84,9 +84,9 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "language is a number": (TWO + "card: {language: [«1]}\n", "card.language[0]: expected text, found 1"),
     "summary is true": (TWO + "card: {title: yes, summary: «true}\n", "card.summary: expected text, found true"),
     # output
-    "bundle": (
+    "bundle by a method": (
         TWO + "output: {format: «bundle}\n",
-        "output.format: bundle is not available in this version; use full or adapter",
+        "output.format: a bundle needs a codec as its method, and ties is none",
     ),
     "rank of a full model": (
         TWO + "output: {rank: «8}\n",
