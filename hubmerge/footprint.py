@@ -84,7 +84,8 @@ def working_set_bytes(job: TensorJob, method: Method, n_models: int) -> int:
         if method.unit == "matrix" and job.kind in method.matrices(job.settings.params):
             # Decompositions work in float64; measured on square matrices with three models.
             return job.numel * (30 * n_models + 90)
-        return job.numel * 4 * (n_models + 3)
+        # An element-wise method that asks for whole tensors iterates on them: gradients, moments, candidates.
+        return job.numel * 4 * (n_models + (3 if method.unit == "matrix" else 9))
     if any(isinstance(i, AdapterPart) for i in job.inputs):
         return job.numel * 4 * (n_models + 3)
     return 0

@@ -98,6 +98,12 @@ def _check_settings(draft: Draft, jobs: Sequence[TensorJob]) -> None:
     """Settings that vary between tensors must each make sense, and agree on what whole-model statistics are about."""
     method = get_method(draft.recipe.method)
     shared = _of_the_model(draft.recipe.params)
+    if jobs and method.needs_layers(draft.recipe.params) and draft.n_layers == 0:
+        draft.problem(
+            "error",
+            f"{method.name} merges the weights of numbered layers, and no tensor's name has a layer's number",
+            "set `rest: mean` to average all others, or use another method",
+        )
     seen: set[int] = set()
     for job in jobs:
         if job.settings is None or job.method or id(job.settings) in seen:

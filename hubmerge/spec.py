@@ -372,6 +372,10 @@ class Method(Algorithm):
         """The kinds of 2-D tensors that are hard work, on which an accelerator is worth its while."""
         return ("linear",) if self.whole(p) else ()
 
+    def needs_layers(self, p: Any) -> bool:
+        """Whether it changes the weights of numbered layers only, and would leave other models as they are."""
+        return False
+
     def rank_problem(self, p: Any, weights: Sequence[float]) -> str | None:
         """Why the merged delta of low-rank deltas is not of low rank itself; None if it is.
 

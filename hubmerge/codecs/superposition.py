@@ -174,6 +174,6 @@ def _signed_(values: torch.Tensor, target: Target, task: Task, p: SuperpositionP
 def _columns(task: Task, name: str | None, width: int) -> torch.Tensor:
     """Signs of the columns of one row, or of several rows if they are short; float32, read-only."""
     key = stream_key("signs", task.seed, task.id, *(() if name is None else (name,)))
-    row = signs(key, width).astype(np.float32)
-    rows = np.broadcast_to(row, (max(1, -(-_SHORTEST // max(width, 1))), width))
-    return torch.from_numpy(rows.reshape(-1))
+    rows = np.empty((max(1, -(-_SHORTEST // max(width, 1))), width), np.float32)
+    rows[:] = signs(key, width)
+    return torch.from_numpy(rows).view(-1)

@@ -91,6 +91,10 @@ class Awd(Method):
             "'model'; set granularity: tensor, or solver: gram"
         )
 
+    def needs_layers(self, p: AwdParams) -> bool:
+        """Unless the rest is averaged."""
+        return p.rest == "base"
+
     def rank_problem(self, p: AwdParams, weights: Sequence[float]) -> str | None:
         """A sum of low-rank deltas is of low rank; Adam's shared part is not."""
         return None if p.solver == "gram" else "solver adam finds a shared part of full rank; solver gram does not"

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import hubmerge
-from hubmerge.errors import IntegrityError
+from hubmerge.errors import IntegrityError, PlanError
 from hubmerge.methods import all_methods
 from hubmerge.spec import Kind
 from tests.merge import naive
@@ -107,3 +107,14 @@ def test_adapters_of_a_transposed_layer_are_merged_as_their_products(method: str
         found = merged[name].T.double() - value.T.double()
         assert float((found - expected[name]).norm()) <= 1e-4 * float(expected[name].norm()), name
         assert int((torch.linalg.svdvals(found) > 1e-4 * torch.linalg.svdvals(found)[0]).sum()) <= sum(ranks)
+
+
+def test_awd_says_that_it_finds_no_layers(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    for name in ("base", "a", "b"):
+        (tmp_path / name).mkdir()
+        save_file({"encoder.weight": torch.randn(6, 4, generator=rng)}, tmp_path / name / "model.safetensors")
+    models = [str(tmp_path / "a"), str(tmp_path / "b")]
+    with pytest.raises(PlanError, match="no tensor's name has a layer's number"):
+        hubmerge.merge(hubmerge.Recipe.from_flags("awd", str(tmp_path / "base"), models), tmp_path / "out")
+    hubmerge.merge(hubmerge.Recipe.from_flags("awd", str(tmp_path / "base"), models, ["rest=mean"]), tmp_path / "out")
