@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubmerge.rng import SEGMENT, bernoulli, lanes, realised, stream_key, threshold, words
+from hubmerge.rng import SEGMENT, bernoulli, lanes, permutation, realised, signs, stream_key, threshold, words
 
 law = settings(deadline=None, derandomize=True)
 
@@ -117,3 +117,50 @@ def test_frequencies_and_neighbours_are_those_of_independent_events(p: float) ->
     assert abs(both - p * p) < 5 * (p * p * (1 - p * p) / n) ** 0.5 * 2
     other = bernoulli(stream_key(3, "task", "other"), 0, n, p)
     assert abs((events & other).mean() - p * p) < 5 * (p * p * (1 - p * p) / n) ** 0.5
+
+
+def test_signs_and_permutations_never_change() -> None:
+    key = stream_key("signs", 0, 1, "layers.0.weight")
+    assert words(key, 0, 1).tolist() == [0xE93183442EB1926E]
+    assert signs(key, 8).tolist() == [1, -1, -1, -1, 1, -1, -1, 1]
+    assert permutation(stream_key("shuffle", 0, 1, "layers.*.weight", 4, 3), 6).tolist() == [5, 0, 4, 2, 1, 3]
+
+
+@law
+@given(st.integers(0, 300))
+def test_signs_are_the_bits_of_the_words(count: int) -> None:
+    key = stream_key(7, "x")
+    bits = "".join(f"{word:064b}"[::-1] for word in words(key, 0, 5).tolist())
+    assert signs(key, count).tolist() == [-1 if bit == "1" else 1 for bit in bits[:count]]
+
+
+@law
+@given(st.integers(0, 100), st.integers(0, 10))
+def test_a_permutation_sorts_the_words(count: int, seed: int) -> None:
+    key = stream_key(seed)
+    keys = words(key, 0, count).tolist()
+    order = permutation(key, count).tolist()
+    assert sorted(order) == list(range(count))
+    assert order == sorted(range(count), key=lambda i: (keys[i], i))
+
+
+def test_equal_words_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    tied = np.array([5, 1, 5, 1, 0, 5], np.uint64)
+    monkeypatch.setattr("hubmerge.rng.words", lambda key, start, count: tied[start : start + count])
+    assert permutation((0, 0), 6).tolist() == [4, 1, 3, 0, 2, 5]
+
+
+def test_signs_of_different_streams_are_independent() -> None:
+    n = 1 << 16
+    drawn = [signs(stream_key("signs", 0, task, name), n).astype(int) for task in (0, 1) for name in ("a", "b")]
+    for i, one in enumerate(drawn):
+        assert abs(one.mean()) < 5 / n**0.5
+        for other in drawn[:i]:
+            assert abs((one * other).mean()) < 5 / n**0.5
+
+
+def test_every_permutation_is_equally_likely() -> None:
+    orders = [tuple(permutation(stream_key("shuffle", seed), 3).tolist()) for seed in range(3000)]
+    counts = [orders.count(order) for order in set(orders)]
+    assert len(counts) == 6
+    assert max(abs(c - 500) for c in counts) < 5 * (500 * 5 / 6) ** 0.5
