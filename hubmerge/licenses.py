@@ -77,6 +77,18 @@ def declared(card: Mapping[str, Any]) -> License | None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a parent's card has to say."""
+
+    label: str
+    """How to call the parent in a sentence."""
+    card: Mapping[str, Any]
+    """Its front matter."""
+    place: str | None
+    """Address of its files; None for a local folder."""
+
+
 def label_of(model: PinnedModel) -> str:
     """How to call a parent in a sentence; a local folder has only its name, for its path is nobody's business."""
     if not model.is_local:
@@ -84,31 +96,47 @@ def label_of(model: PinnedModel) -> str:
     return "the local base" if model.role == "base" else f"the local model {model.name}"
 
 
-def derive_license(plan: Plan, card: Card) -> Decision:
-    """What the merged model's card says.
+def files_of(repo: str | None, commit: str | None) -> str | None:
+    """The address of a repository's files at a commit."""
+    return f"https://huggingface.co/{repo}/blob/{commit}" if repo and commit else None
 
-    All parents (the base and the models) declare one and the same licence: that one. Otherwise: none, and a note says
-    why. What the recipe's author states in ``card`` is taken over, with a note where the parents say something else.
+
+def derive_license(plan: Plan, card: Card) -> Decision:
+    """What the merged model's card says; ``card`` is what the recipe's author says."""
+    unique = {(m.repo, m.commit, m.root): m for m in (plan.base, *plan.models)}
+    parents = [
+        Declaration(label_of(m), m.card, None if m.is_local else files_of(m.repo, m.commit)) for m in unique.values()
+    ]
+    return decide(parents, card, "the merged model's card")
+
+
+def decide(parents: Sequence[Declaration], card: Card, ours: str) -> Decision:
+    """What a card may say about the licence, given the parents' cards.
+
+    All parents declare one and the same licence: that one. Otherwise: none, and a note says why. What the recipe's
+    author states in ``card`` is taken over, with a note where the parents say something else.
+
+    Args:
+        parents: The base and the models, each once.
+        card: What the recipe's author says.
+        ours: What notes call the card that is made.
     """
     own = declared(card.model_dump())
-    unique = {(m.repo, m.commit, m.root): m for m in (plan.base, *plan.models)}
-    stated = [(m, declared(m.card)) for m in unique.values()]
-    agreed, reasons = _agreement(stated)
+    agreed, reasons = _agreement([(p, declared(p.card)) for p in parents])
     if own is None:
-        suffix = ": the merged model's card states none"
-        return Decision(agreed, tuple(r + suffix for r in reasons))
+        return Decision(agreed, tuple(f"{r}: {ours} states none" for r in reasons))
     if agreed is not None and not _same(own, agreed):
         reasons = [f"the parents declare {agreed.label}"]
     suffix = f"; the card states {own.label}, as the recipe says"
     return Decision(own, tuple(r + suffix for r in reasons))
 
 
-def _agreement(stated: Sequence[tuple[PinnedModel, License | None]]) -> tuple[License | None, list[str]]:
+def _agreement(stated: Sequence[tuple[Declaration, License | None]]) -> tuple[License | None, list[str]]:
     """The one licence that all declare, or the reasons why there is none."""
-    reasons = [f"{label_of(m)} {_silence(m.card)}" for m, found in stated if found is None]
-    known = [(m, found) for m, found in stated if found is not None]
+    reasons = [f"{p.label} {_silence(p.card)}" for p, found in stated if found is None]
+    known = [(p, found) for p, found in stated if found is not None]
     if known and any(not _same(known[0][1], found) for _, found in known):
-        each = ", ".join(f"{label_of(m)}: {found.label}" for m, found in known)
+        each = ", ".join(f"{p.label}: {found.label}" for p, found in known)
         reasons.append(f"the parents declare different licences ({each})")
     elif len(stated) > 1 and known and known[0][1].is_other and not _identified(known[0][1]):
         reasons.append("the parents declare licence 'other' without saying which")
@@ -138,12 +166,8 @@ def _same(a: License, b: License) -> bool:
     return a.name == b.name and a.link == b.link
 
 
-def _absolute(model: PinnedModel, found: License) -> License:
+def _absolute(parent: Declaration, found: License) -> License:
     """A link into the parent's own repository, made to work from the child's."""
     if found.link is None or _ADDRESS.fullmatch(found.link):
         return found
-    if model.is_local:
-        return License(found.identifiers, found.name)
-    return License(
-        found.identifiers, found.name, f"https://huggingface.co/{model.repo}/blob/{model.commit}/{found.link}"
-    )
+    return License(found.identifiers, found.name, f"{parent.place}/{found.link}" if parent.place else None)

@@ -7,7 +7,7 @@ import json
 import platform
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, NoReturn, Protocol, Self
+from typing import Annotated, Any, Literal, NoReturn, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -22,6 +22,7 @@ _PACKAGES = ("numpy", "peft", "safetensors", "torch", "transformers")
 _STRICT = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
 _UNSAFE = re.compile(r"[\\:\x00-\x1f\x7f]")
 
+M = TypeVar("M", bound=BaseModel)
 Numerics = Literal["exact", "tolerance"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Sha1 = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
@@ -258,24 +259,40 @@ def loads(text: str | bytes, where: str = LOCK_NAME) -> Lock:
         IntegrityError: It is not a lock; the message names the key.
         HubMergeError: It has a newer format than this version of hubmerge reads.
     """
+    return parsed(Lock, text, where, "lock", FORMAT_VERSION)
+
+
+def parsed(kind: type[M], text: str | bytes, where: str, what: str, newest: int) -> M:
+    """One of the JSON files that hubmerge writes: an object without repeated keys, of a format this version reads.
+
+    Args:
+        kind: What it is read as.
+        text: Its contents.
+        where: What messages call the file.
+        what: What messages call its kind.
+        newest: The newest format that is known.
+
+    Raises:
+        IntegrityError: It is damaged; the message names the key.
+        HubMergeError: It has a newer format.
+    """
+    hint = "restore the file from the repository"
     try:
         data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
-        raise IntegrityError(
-            f"{where}: not valid JSON: {str(e)[:200]}", hint="restore the file from the repository"
-        ) from e
+        raise IntegrityError(f"{where}: not valid JSON: {str(e)[:200]}", hint=hint) from e
     if not isinstance(data, dict):
-        raise IntegrityError(f"{where}: not a JSON object", hint="restore the file from the repository")
+        raise IntegrityError(f"{where}: not a JSON object", hint=hint)
     version = data.get("format_version")
-    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT_VERSION:
+    if isinstance(version, int) and not isinstance(version, bool) and version > newest:
         raise HubMergeError(
-            f"{where}: lock format {version}; hubmerge {hubmerge.__version__} reads format {FORMAT_VERSION}",
+            f"{where}: {what} format {version}; hubmerge {hubmerge.__version__} reads format {newest}",
             hint="install a newer hubmerge",
         )
     try:
-        return Lock.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as e:
-        raise IntegrityError(f"{where}: {explain(e)}", hint="restore the file from the repository") from e
+        raise IntegrityError(f"{where}: {explain(e)}", hint=hint) from e
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
