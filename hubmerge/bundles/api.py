@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubmerge.bundles import lifecycle
 from hubmerge.bundles.lifecycle import Made, Running
+from hubmerge.bundles.lora import retrieve_adapter
 from hubmerge.bundles.retrieve import Retrieval
 from hubmerge.bundles.store import Bundle, open_bundle
 from hubmerge.errors import UsageError
@@ -97,6 +98,8 @@ def retrieve_task(
     hub, running = hub or Hub(), running or Running()
     bundle = open_bundle(place, hub, base=base)
     try:
+        if bundle.manifest.factors:
+            return retrieve_adapter(bundle, bundle.manifest.task(task), Path(out), scale=scale, overwrite=overwrite)
         found = Retrieval(bundle, task, scale=scale, workers=running.workers)
         return found.run(Path(out), fetch=running.fetch, overwrite=overwrite, progress=running.progress)
     finally:

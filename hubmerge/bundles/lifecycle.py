@@ -155,6 +155,7 @@ def create(recipe: Recipe, hub: Hub, destination: Open, running: Running) -> Mad
             targets=tuple(TargetEntry.of(t) for t in plan.targets),
             tasks=tasks,
             next_id=len(tasks),
+            factors=plan.factors,
             files=_file_entries(place.sink.written),
         )
         plain = sum(_weights_bytes(m) for m in models)
@@ -183,6 +184,7 @@ def _entry(plan: BundlePlan, i: int, found: Findings) -> TaskEntry:
         config=any(f.path == f"heads/{task.model.name}.config.json" for f in plan.files),
         absent=task.absent,
         ranks=dict(task.ranks),
+        modules=task.modules if plan.factors else {},
         facts=dict(found.facts[i]),
         norm=found.norms[i],
         error=found.errors[i] if found.errors is not None else None,
@@ -394,7 +396,7 @@ def _merged_files(manifest: Manifest, keep: frozenset[str], place: Destination) 
 
 def _with_errors(tasks: tuple[TaskEntry, ...], codec: str, params: Any) -> tuple[TaskEntry, ...]:
     """The expected errors after the set of tasks has changed: of signed sums, the other tasks' energies."""
-    if codec != "superposition":
+    if codec != "superposition" or any(t.error is None for t in tasks):
         return tasks
     if not params.signs or params.targets != "all" or params.skip_rate != 1:
         return tuple(t.model_copy(update={"error": None}) for t in tasks)

@@ -90,7 +90,9 @@ class TaskEntry(BaseModel):
     absent: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Tensors of the base that the model does not have."""
     ranks: dict[str, int] = {}
-    """Of targets whose deltas were kept as factors."""
+    """Of deltas that were kept as factors, by tensor."""
+    modules: dict[str, str] = {}
+    """Of an adapter: its own name for the module, by tensor, where that is not the tensor's without ``.weight``."""
     facts: dict[str, float] = {}
     """Numbers that decoding needs."""
     norm: float = Field(ge=0)
@@ -146,6 +148,9 @@ class Manifest(BaseModel):
     tasks: Annotated[tuple[TaskEntry, ...], Field(strict=False)]
     """In the order they were added."""
     next_id: int = Field(ge=0)
+    factors: bool = False
+    """Whether targets are the balanced factors of adapters' deltas (``.up`` and ``.down``), and not tensors of the
+    base; each task is then an adapter."""
     files: Annotated[tuple[FileEntry, ...], Field(strict=False)]
     """All weight files, by path."""
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import hubmerge
 from hubmerge import align, layout
 from hubmerge.bundles.manifest import Manifest, Origin, TargetEntry
-from hubmerge.codec import Codec, CodecParams, Part, Target, Task
+from hubmerge.bundles.placement import Files, HeadCopy, Owner, PlacedPart
+from hubmerge.codec import Codec, CodecParams, Target, Task
 from hubmerge.codecs import get_codec
 from hubmerge.errors import PlanError
-from hubmerge.io.header import build_header
+from hubmerge.factors import DOWN, UP
 from hubmerge.matching import Aligned, Draft, align_adapter, align_full, check_models
 from hubmerge.spec import (
     AdapterPart,
@@ -26,32 +27,9 @@ from hubmerge.spec import (
     TensorSpec,
     natural_key,
 )
-from hubmerge.storage import Storage, Stored
 
 if TYPE_CHECKING:
     from hubmerge.recipe import Recipe
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a stored tensor will lie."""
-
-    stored: Stored
-    output: int
-    start_byte: int
-
-    def span(self, start: int, stop: int) -> tuple[int, int]:
-        """The bytes of the file that keep the part's values [start, stop)."""
-        a, b = self.stored.span(start, stop)
-        return self.start_byte + a * self.stored.dtype.nbytes, self.start_byte + b * self.stored.dtype.nbytes
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedPart:
-    """A part of a target, and where the tensors that keep it will lie."""
-
-    part: Part
-    places: tuple[Place, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +38,13 @@ class BundleJob:
 
     index: int
     target: Target
-    base: TensorSpec
-    """The target's own tensor in the base."""
+    base: TensorSpec | None
+    """The target's own tensor in the base; None for a factor, which has none."""
+    origins: tuple[str, ...]
+    """For each new task, the target whose delta stands in this one's place …"""
     inputs: tuple[Input, ...]
-    """For each new task, its version of the tensor that stands in the target's place …"""
-    bases: tuple[TensorSpec, ...]
+    """… the task's version of it …"""
+    bases: tuple[TensorSpec | None, ...]
     """… and the base's."""
     transposed: tuple[bool, ...]
     """Whether that one is stored [in, out]."""
@@ -72,19 +52,6 @@ class BundleJob:
     private: tuple[tuple[PlacedPart, ...], ...]
     action: str = "encode"
     source: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class HeadCopy:
-    """A tensor that only one task has, kept as it is."""
-
-    source: int
-    base: TensorSpec
-    """The tensor; named as jobs of a merge name what they copy."""
-    output: int
-    start_byte: int
-    inputs: tuple[Input, ...] = ()
-    action: str = "copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +66,12 @@ class NewTask:
     """As ``align`` found it: ``-bert.`` was stripped from the model's names, or ``+bert.`` added to them."""
     absent: tuple[str, ...]
     """Tensors of the base that the model does not have."""
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """An adapter's own names of modules, by tensor, where they are not the tensor's without ``.weight``."""
+        parts = {n: p for n, p in self.aligned.inputs.items() if isinstance(p, AdapterPart)}
+        return {n: p.module for n, p in parts.items() if p.module != n.removesuffix(".weight")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +90,8 @@ class BundlePlan:
     outputs: tuple[OutputFile, ...]
     files: tuple[SmallFile, ...]
     problems: tuple[Problem, ...]
+    factors: bool
+    """Whether targets are the two balanced factors of adapters' deltas, and not tensors of the base."""
     digest: str
 
     @property
@@ -145,19 +120,68 @@ def plan_bundle(recipe: Recipe, base: PinnedModel, models: Sequence[PinnedModel]
     draft = _aligned(recipe, base, models)
     settings = [recipe.settings_for("", None, draft.n_layers, False)]
     params = codec.fixed(settings[0].params, len(models))
-    floats = [
-        Target(
-            name,
-            spec.shape,
-            align.kind_of(name, spec.shape),
-            align.is_transposed(name, spec.shape, base.config),
-        )
-        for name, spec in sorted(base.tensors.items(), key=lambda kv: natural_key(kv[0]))
-        if spec.dtype.mergeable and recipe.takes_part(name)
-    ]
+    factors = codec.name == "superposition" and all(map(_is_plain_adapter, draft.models, draft.aligned))
+    floats = _factor_targets(draft) if factors else _tensor_targets(draft)
     targets = codec.assign(params, floats)
     each = tuple(codec.fixed(q, len(models)) for q in settings[0].per_model)
-    return _plan(draft, codec, params, each, recipe.seed, targets, 0, recipe.output.shard_size)
+    shard_bytes = recipe.output.shard_size
+    return _plan(draft, codec, params, each, recipe.seed, targets, 0, shard_bytes, factors=factors)
+
+
+def _tensor_targets(draft: Draft) -> list[Target]:
+    """Every floating-point tensor of the base that takes part."""
+    base = draft.base
+    return [
+        Target(name, spec.shape, align.kind_of(name, spec.shape), align.is_transposed(name, spec.shape, base.config))
+        for name, spec in sorted(base.tensors.items(), key=lambda kv: natural_key(kv[0]))
+        if spec.dtype.mergeable and draft.recipe.takes_part(name)
+    ]
+
+
+def _factor_targets(draft: Draft) -> list[Target]:
+    """The two factors of every tensor that an adapter changes, with as many rows as the largest rank there."""
+    found: list[Target] = []
+    names = {name for aligned in draft.aligned for name in aligned.inputs}
+    for name in sorted(names, key=natural_key):
+        parts = [p for a in draft.aligned if isinstance(p := a.inputs.get(name), AdapterPart)]
+        rank = max(p.rank or 0 for p in parts)
+        rows, columns = parts[0].shape or (0, 0)
+        found += [Target(name + UP, (rank, rows), "linear"), Target(name + DOWN, (rank, columns), "linear")]
+    return found
+
+
+def _is_plain_adapter(model: PinnedModel, aligned: Aligned) -> bool:
+    """Whether all that a model changes are products of factors."""
+    return model.adapter is not None and all(
+        isinstance(i, AdapterPart)
+        and i.kind == "low_rank"
+        and i.parameter == "weight"
+        and len(i.shape or ()) == 2
+        and not any("lora_embedding" in t.name for t in i.tensors)
+        for i in aligned.inputs.values()
+    )
+
+
+def _check_factors(draft: Draft, targets: Sequence[Target]) -> None:
+    """A further adapter of a bundle of adapters must fit the room there is."""
+    model, aligned = draft.models[0], draft.aligned[0]
+    if not _is_plain_adapter(model, aligned):
+        draft.problem(
+            "error",
+            f"{model.repo}: the bundle holds LoRA adapters as factors, and this is none, or changes more than products",
+            "make a bundle of full models, or leave it out",
+        )
+        return
+    room = {t.name.removesuffix(UP): t.shape[0] for t in targets if t.name.endswith(UP)}
+    for name, part in aligned.inputs.items():
+        rank = part.rank or 0 if isinstance(part, AdapterPart) else 0
+        if rank > room.get(name, 0):
+            has = f"has room for rank {room[name]}" if name in room else "does not cover it"
+            draft.problem(
+                "error",
+                f"{model.repo}: {name!r} has rank {rank}, the bundle {has}",
+                "create the bundle anew with this adapter among its models",
+            )
 
 
 def plan_addition(manifest: Manifest, recipe: Recipe, base: PinnedModel, model: PinnedModel) -> BundlePlan:
@@ -169,7 +193,10 @@ def plan_addition(manifest: Manifest, recipe: Recipe, base: PinnedModel, model: 
     codec, params = manifest.codec_of()
     draft = _aligned(recipe, base, (model,))
     targets = tuple(t.target() for t in manifest.targets)
-    return _plan(draft, codec, params, (params,), manifest.seed, targets, manifest.next_id, recipe.output.shard_size)
+    if manifest.factors:
+        _check_factors(draft, targets)
+    first, shard_bytes = manifest.next_id, recipe.output.shard_size
+    return _plan(draft, codec, params, (params,), manifest.seed, targets, first, shard_bytes, factors=manifest.factors)
 
 
 def _aligned(recipe: Recipe, base: PinnedModel, models: Sequence[PinnedModel]) -> Draft:
@@ -190,10 +217,15 @@ def _plan(
     targets: tuple[Target, ...],
     first_id: int,
     shard_bytes: int,
+    *,
+    factors: bool,
 ) -> BundlePlan:
-    tasks = tuple(_task(draft, codec, params, i, Task(first_id + i, seed)) for i in range(len(draft.models)))
-    files = _Files(draft, codec, params, targets, tasks, shard_bytes)
-    jobs = [_job(draft, files, codec, params, targets, tasks, i) for i in range(len(targets))]
+    whole = factors or codec.whole(params)
+    tasks = tuple(_task(draft, i, Task(first_id + i, seed), factors=whole) for i in range(len(draft.models)))
+    keep = draft.recipe.heads == "keep"
+    owners = [Owner(t.identity.id, t.model.name, t.ranks, t.aligned.heads if keep else {}) for t in tasks]
+    files = Files(codec, params, targets, owners, shard_bytes)
+    jobs = [_job(draft, files, codec, params, targets, tasks, i, factors=factors) for i in range(len(targets))]
     _refuse_other_vocabularies(draft)
     errors = [p for p in draft.problems if p.severity == "error"]
     if errors:
@@ -201,14 +233,14 @@ def _plan(
         raise PlanError(errors[0].message + rest, hint=errors[0].hint)
     plan = BundlePlan(
         codec, params, each, seed, draft.base, tasks, targets, (*jobs, *files.heads), tuple(files.outputs),
-        tuple(_small_files(draft)), tuple(draft.problems), "",
+        tuple(_small_files(draft)), tuple(draft.problems), factors, "",
     )  # fmt: skip
     return replace(plan, digest=_digest(plan))
 
 
-def _task(draft: Draft, codec: Codec, params: CodecParams, i: int, identity: Task) -> NewTask:
+def _task(draft: Draft, i: int, identity: Task, *, factors: bool) -> NewTask:
     model, aligned = draft.models[i], draft.aligned[i]
-    return NewTask(identity, model, aligned, _ranks(codec, params, aligned), *_naming(draft, model, aligned))
+    return NewTask(identity, model, aligned, _ranks(aligned) if factors else {}, *_naming(draft, model, aligned))
 
 
 def _refuse_other_vocabularies(draft: Draft) -> None:
@@ -223,10 +255,8 @@ def _refuse_other_vocabularies(draft: Draft) -> None:
                 )
 
 
-def _ranks(codec: Codec, params: CodecParams, aligned: Aligned) -> dict[str, int]:
-    """Ranks of the deltas that a codec of matrices gets as factors."""
-    if not codec.whole(params):
-        return {}
+def _ranks(aligned: Aligned) -> dict[str, int]:
+    """Ranks of the deltas that are known as factors, by tensor."""
     parts = {n: i for n, i in aligned.inputs.items() if isinstance(i, AdapterPart) and i.kind == "low_rank"}
     return {n: p.rank for n, p in parts.items() if p.rank is not None and p.parameter == "weight"}
 
@@ -240,106 +270,31 @@ def _naming(draft: Draft, model: PinnedModel, aligned: Aligned) -> tuple[str, tu
     return found.prefix, absent
 
 
-class _Files:
-    """The weight files of the bundle that this plan writes."""
-
-    def __init__(
-        self, draft: Draft, codec: Codec, params: CodecParams, targets: Sequence[Target], tasks: Sequence[NewTask],
-        shard_bytes: int,
-    ) -> None:  # fmt: skip
-        self.outputs: list[OutputFile] = []
-        self.places: dict[tuple[int, str, str], tuple[Place, ...]] = {}
-        self.heads: list[HeadCopy] = []
-        storage = params.storage
-        shared = [_stored(codec, params, t, None, "shared", storage) for t in targets]
-        self._pack(-1, targets, shared, shard_bytes)
-        for i, task in enumerate(tasks):
-            own = [_stored(codec, params, t, task.ranks.get(t.name), "task", storage) for t in targets]
-            self._write(i, f"tasks/{task.identity.id}.safetensors", list(zip(targets, own, strict=True)))
-            self._heads(draft, i, task)
-
-    def _pack(self, owner: int, targets: Sequence[Target], stored: Sequence[_Stored], shard_bytes: int) -> None:
-        """Shards of the shared parts, in canonical order, greedily."""
-        shards: list[list[tuple[Target, _Stored]]] = [[]]
-        size = 0
-        for target, parts in zip(targets, stored, strict=True):
-            own = sum(_bytes(s) for _, ones in parts for _, s in ones)
-            if shards[-1] and size + own > shard_bytes:
-                shards.append([])
-                size = 0
-            shards[-1].append((target, parts))
-            size += own
-        for i, shard in enumerate(shards):
-            self._write(owner, f"bundle-{i + 1:05d}-of-{len(shards):05d}.safetensors", shard)
-
-    def _write(self, owner: int, path: str, content: Sequence[tuple[Target, _Stored]]) -> None:
-        """One file, the widest dtype first, so that every tensor is aligned."""
-        entries = [(t.name, part.name, name, s) for t, parts in content for part, ones in parts for name, s in ones]
-        if not entries:
-            return
-        ordered = sorted(entries, key=lambda e: -e[3].dtype.nbytes)
-        header, spans = build_header((name, s.dtype, s.shape) for _, _, name, s in ordered)
-        output = len(self.outputs)
-        self.outputs.append(OutputFile(path, header, spans[-1][1]))
-        found = {name: Place(s, output, start) for (_, _, name, s), (start, _) in zip(ordered, spans, strict=True)}
-        for target, parts in content:
-            for part, ones in parts:
-                self.places[owner, target.name, part.name] = tuple(found[name] for name, _ in ones)
-
-    def _heads(self, draft: Draft, i: int, task: NewTask) -> None:
-        specs = sorted(task.aligned.heads.items(), key=lambda kv: natural_key(kv[0]))
-        if draft.recipe.heads == "drop" or not specs:
-            return
-        ordered = sorted(specs, key=lambda kv: -kv[1].dtype.nbytes)
-        header, spans = build_header((name, s.dtype, s.shape) for name, s in ordered)
-        output = len(self.outputs)
-        self.outputs.append(OutputFile(f"heads/{task.model.name}.safetensors", header, spans[-1][1]))
-        self.heads += [HeadCopy(i, s, output, start) for (_, s), (start, _) in zip(ordered, spans, strict=True)]
-
-    def placed(self, owner: int, target: Target, parts: Iterable[Part]) -> tuple[PlacedPart, ...]:
-        """The parts of a target with their places."""
-        return tuple(PlacedPart(q, self.places[owner, target.name, q.name]) for q in parts)
-
-
-_Stored = list[tuple[Part, list[tuple[str, Stored]]]]
-
-
-def _stored(
-    codec: Codec, params: CodecParams, target: Target, rank: int | None, owner: str, storage: Storage
-) -> _Stored:
-    parts = [q for q in codec.parts(params, target, rank) if q.owner == owner]
-    return [(q, list(q.stored(target, storage).items())) for q in parts]
-
-
-def _bytes(stored: Stored) -> int:
-    n = stored.dtype.nbytes
-    for s in stored.shape:
-        n *= s
-    return n
-
-
 def _job(
-    draft: Draft, files: _Files, codec: Codec, params: CodecParams, targets: Sequence[Target],
-    tasks: Sequence[NewTask], index: int,
+    draft: Draft, files: Files, codec: Codec, params: CodecParams, targets: Sequence[Target],
+    tasks: Sequence[NewTask], index: int, *, factors: bool,
 ) -> BundleJob:  # fmt: skip
     target = targets[index]
-    names = [codec.sources(params, targets, t.identity).get(target.name, target.name) for t in tasks]
+    origins = [codec.sources(params, targets, t.identity).get(target.name, target.name) for t in tasks]
+    tensors = [n.removesuffix(UP).removesuffix(DOWN) if factors else n for n in origins]
     shared = [q for q in codec.parts(params, target) if q.owner == "shared"]
     private = [
         files.placed(i, target, [q for q in codec.parts(params, target, t.ranks.get(target.name)) if q.owner == "task"])
         for i, t in enumerate(tasks)
     ]
-    bases = draft.base.tensors
+    bases = [None if factors else draft.base.tensors[n] for n in tensors]
     return BundleJob(
         index=index,
         target=target,
-        base=bases[target.name],
-        inputs=tuple(t.aligned.inputs.get(n) for t, n in zip(tasks, names, strict=True)),
-        bases=tuple(bases[n] for n in names),
-        transposed=tuple(align.is_transposed(n, bases[n].shape, draft.base.config) for n in names),
+        base=None if factors else draft.base.tensors[target.name],
+        origins=tuple(origins),
+        inputs=tuple(t.aligned.inputs.get(n) for t, n in zip(tasks, tensors, strict=True)),
+        bases=tuple(bases),
+        transposed=tuple(b is not None and align.is_transposed(n, b.shape, draft.base.config)
+                         for n, b in zip(tensors, bases, strict=True)),
         shared=files.placed(-1, target, shared),
         private=tuple(private),
-    )
+    )  # fmt: skip
 
 
 def _small_files(draft: Draft) -> list[SmallFile]:
@@ -351,6 +306,11 @@ def _small_files(draft: Draft) -> list[SmallFile]:
             # Where the author's machine kept the model is nobody's business.
             config = {k: v for k, v in model.config.items() if k != "_name_or_path"}
             files.append(SmallFile(f"heads/{model.name}.config.json", content=layout.to_json(config)))
+        if model.adapter is not None:
+            own = dict(model.adapter)
+            if str(own.get("base_model_name_or_path") or "").startswith(("/", ".", "~")):
+                own["base_model_name_or_path"] = None
+            files.append(SmallFile(f"heads/{model.name}.adapter_config.json", content=layout.to_json(own)))
     return files
 
 

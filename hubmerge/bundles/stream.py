@@ -13,16 +13,20 @@ from typing import Any
 
 import torch
 
-from hubmerge.bundles.planning import BundleJob, BundlePlan, HeadCopy, PlacedPart
+from hubmerge.bundles.deltas import Balanced, Deltas, balanced_factors
+from hubmerge.bundles.placement import HeadCopy, PlacedPart
+from hubmerge.bundles.planning import BundleJob, BundlePlan
 from hubmerge.codec import Codec, Encoding, Part, Target
+from hubmerge.factors import UP
 from hubmerge.inputs import Inputs
 from hubmerge.ranking import GRAIN
 from hubmerge.reader import Scratch, Slot
 from hubmerge.schedule import Cancelled, Schedule
 from hubmerge.shipping import Outputs, Sink
-from hubmerge.spec import AdapterPart, ByteSource, LowRank, TensorGroup, TensorSpec
+from hubmerge.spec import AdapterPart, ByteSource, LowRank, TensorSpec
 from hubmerge.storage import Storage
 
+_NOTHING = torch.zeros(0, 1), torch.zeros(0, 1)
 CHUNK = 8 * GRAIN
 PIECE = 128 * GRAIN
 
@@ -65,91 +69,6 @@ class StoredParts:
         return raw.view(spec.dtype.torch)
 
 
-# --- deltas -----------------------------------------------------------------------------------------------------
-
-
-class Deltas(TensorGroup):
-    """The deltas that stand in a target's place, read when they are asked for: a chunk of them, or all."""
-
-    def __init__(self, plan: BundlePlan, job: BundleJob, inputs: Inputs, scratch: Scratch, params: tuple[Any, ...]):
-        target = job.target
-        self.name, self.index, self.kind, self.shape = target.name, job.index, target.kind, target.shape
-        self.tasks = tuple(t.model.name for t in plan.tasks)
-        self.weights, self.params, self.seed = (1.0,) * len(plan.tasks), params, plan.seed
-        self.start, self._n = 0, 0
-        self.whole = plan.codec.whole(plan.params)
-        self.compute = torch.float64 if any(b.dtype.name == "F64" for b in job.bases) else torch.float32
-        self._job, self._inputs, self._scratch = job, inputs, scratch
-        self._bases = [Slot(b, inputs.open(-1, b.file)) for b in job.bases]
-        self._models = [
-            Slot(given, inputs.open(i, given.file)) if isinstance(given, TensorSpec) else None
-            for i, given in enumerate(job.inputs)
-        ]
-        self._dense: dict[int, torch.Tensor] = {}
-
-    def stage(self, start: int, stop: int) -> None:
-        """Fetch elements [start, stop) at once, from where small reads are dear."""
-        for i, slot in enumerate(self._models):
-            if slot is not None:
-                if self._inputs.is_remote(i):
-                    slot.stage(start, stop)
-                if self._inputs.is_remote(-1):
-                    self._bases[i].stage(start, stop)
-
-    def move(self, start: int, n: int) -> None:
-        """Point at elements [start, start + n), all of them of a whole tensor, and take all buffers back."""
-        self.start, self._n = start, n
-        self._scratch.reset()
-
-    def base(self) -> torch.Tensor:
-        """Not defined: each delta has a base of its own."""
-        raise NotImplementedError("codecs work on deltas")
-
-    def model(self, i: int) -> torch.Tensor:
-        """Not defined, as the base is not."""
-        raise NotImplementedError("codecs work on deltas")
-
-    def delta(self, i: int) -> torch.Tensor:
-        """Task i's delta, in a buffer of its own."""
-        out, slot = self._scratch.take(self._n, self.compute), self._models[i]
-        if slot is not None:
-            out.copy_(slot.read(self.start, self._n, self._scratch))
-            before = self._scratch.take(self._n, self.compute)
-            out.sub_(before.copy_(self._bases[i].read(self.start, self._n, self._scratch)))
-        elif self._job.inputs[i] is None:
-            out.zero_()
-        else:
-            out.copy_(self._adapted(i)[self.start : self.start + self._n])
-        return self._shaped(out, i)
-
-    def factors(self, i: int) -> LowRank | None:
-        """Task i's delta as factors, if it is known so and the group is whole."""
-        part = self._job.inputs[i]
-        if not self.whole or not isinstance(part, AdapterPart):
-            return None
-        return self._inputs.adapter_factors(i, part, self.compute)
-
-    def _adapted(self, i: int) -> torch.Tensor:
-        """An adapter's delta of the whole tensor, flat."""
-        if i not in self._dense:
-            part, spec = self._job.inputs[i], self._bases[i].spec
-            assert isinstance(part, AdapterPart)
-            if part.kind == "low_rank":
-                values = torch.zeros((), dtype=self.compute).expand(spec.shape)
-            else:
-                values = self._bases[i].read(0, spec.numel, Scratch()).to(self.compute, copy=True).view(spec.shape)
-            with torch.inference_mode(False), torch.no_grad():
-                found = self._inputs.adapter_delta(i, part, values, self._job.transposed[i])
-            self._dense[i] = found.reshape(-1).to(self.compute)
-        return self._dense[i]
-
-    def _shaped(self, flat: torch.Tensor, i: int) -> torch.Tensor:
-        if not self.whole:
-            return flat
-        full = flat.view(self.shape)
-        return full.T if self._job.transposed[i] else full
-
-
 # --- encoding ---------------------------------------------------------------------------------------------------
 
 
@@ -189,10 +108,14 @@ class Encoder:
     remove: bool = False
     progress: Callable[[int, int], None] = lambda *_: None
     chunk_elements: int = CHUNK
+    _pairs: Balanced = field(init=False)
     _schedule: Schedule = field(init=False, default_factory=Schedule)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
     _squares: dict[tuple[int, int], tuple[list[float], list[float] | None]] = field(init=False, default_factory=dict)
     _done_bytes: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._pairs = balanced_factors(self.inputs)
 
     def run(self) -> Findings:
         """Produce every file.
@@ -226,7 +149,7 @@ class Encoder:
         return ranges(self.plan.codec, self.plan.params, job.target.numel, size)
 
     def _group(self, job: BundleJob, scratch: Scratch, start: int, stop: int) -> Deltas:
-        group = Deltas(self.plan, job, self.inputs, scratch, self.plan.each)
+        group = Deltas(self.plan, job, self.inputs, scratch, self._pairs)
         group.stage(start, stop)
         return group
 
@@ -330,6 +253,9 @@ class Encoder:
 
     def _measure(self, group: Deltas, job: BundleJob, start: int) -> None:
         """The chunk's part of the deltas' norms, and of the errors that theory expects."""
+        if self.plan.factors:
+            self._measure_factors(job, start)
+            return
         squares = []
         for i in range(len(group)):
             factors = group.factors(i)
@@ -338,6 +264,15 @@ class Encoder:
         expected = None if self.remove else self.plan.codec.expected_error(group, job.target, self.plan.params)
         with self._lock:
             self._squares[job.index, start] = (squares, None if expected is None else list(expected))
+
+    def _measure_factors(self, job: BundleJob, start: int) -> None:
+        """The norms of adapters' deltas; how far they are from what factors give back, no theory says."""
+        if start == 0 and job.target.name.endswith(UP):
+            parts = [part if isinstance(part, AdapterPart) else None for part in job.inputs]
+            pairs = [self._pairs(i, p, job.target.shape[0]) if p is not None else None for i, p in enumerate(parts)]
+            squares = [_square(None, LowRank(up.T, down)) for up, down in (p or _NOTHING for p in pairs)]
+            with self._lock:
+                self._squares[job.index, 0] = (squares, None)
 
     def _norms(self) -> tuple[tuple[float, ...], tuple[float, ...] | None]:
         rows = [self._squares[key] for key in sorted(self._squares)]
