@@ -208,10 +208,12 @@ class Codec(Algorithm):
         """Numbers about each of ``count`` tasks that decoding needs."""
         return ({},) * count
 
-    def expected_error(self, group: TensorGroup, target: Target, p: Any) -> tuple[float, ...] | None:
+    def expected_error(
+        self, group: TensorGroup, target: Target, p: Any, encoding: Encoding | None = None
+    ) -> tuple[float, ...] | None:
         """What theory expects, for each task, as the squared norm of the chunk's retrieval error, at scale 1.
 
         Exact storage is taken for granted. None where there is no theory; sums over chunks and tensors are the whole
-        model's.
+        model's. What ``encode`` made of the group, where it is known, spares doing dear things twice.
         """
         return None

@@ -114,7 +114,9 @@ class Superposition(Codec):
         """The sum with the task's signs, (n,)."""
         return _signed_(stored[""], target, task, p, start)
 
-    def expected_error(self, group: TensorGroup, target: Target, p: SuperpositionParams) -> tuple[float, ...] | None:
+    def expected_error(
+        self, group: TensorGroup, target: Target, p: SuperpositionParams, encoding: Encoding | None = None
+    ) -> tuple[float, ...] | None:
         """With signs, the other tasks' energy; where nothing is random, the energy of their sum.
 
         Signs of a column are independent, so the expected inner product of two tasks' deltas is 0, and
