@@ -138,7 +138,7 @@ RECIPE_CASES = [
         2,
         edited("task_arithmetic", "task_arithmetics"),
         ("merge.yaml:1:9: method", "'task_arithmetics'", "did you mean 'task_arithmetic'?"),
-        "known methods: breadcrumbs, ",
+        "known methods: awd, ",
     ),
     Case(
         "value out of range",
@@ -176,11 +176,18 @@ RECIPE_CASES = [
         CORRECT,
     ),
     Case(
-        "format of later versions",
+        "bundle by a merge method",
         2,
-        edited("shard_size: 5GB", "format: adapter"),
-        ("merge.yaml:12:11: output.format", "adapter is not available", "use full"),
+        edited("shard_size: 5GB", "format: bundle"),
+        ("merge.yaml:12:11: output.format", "a bundle needs a codec as its method"),
         CORRECT,
+    ),
+    Case(
+        "adapter of full checkpoints",
+        1,
+        edited("shard_size: 5GB", "format: adapter"),
+        ("output.format adapter merges adapters only", "this is a full checkpoint"),
+        "set `output: {format: full}`",
     ),
     Case(
         "a key twice",
@@ -247,7 +254,7 @@ RECIPE_CASES = [
         2,
         flags(method="magic"),
         ("command line: --method", "'magic'"),
-        "known methods: breadcrumbs, ",
+        "known methods: awd, ",
     ),
     Case(
         "bad shard size flag",

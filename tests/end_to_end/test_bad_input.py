@@ -31,6 +31,7 @@ def scene(tmp_path: Path, start_hub: Callable[..., LocalHub], monkeypatch: pytes
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # torch makes it when it is imported
     monkeypatch.setattr(tempfile, "tempdir", None)
     with ExitStack() as stack:
         yield Scene(tmp_path, start_hub, monkeypatch, stack)
