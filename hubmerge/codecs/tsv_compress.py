@@ -57,8 +57,10 @@ class TsvCompress(Codec):
         kept = _kept(p, target, rank)
         if kept is None:
             return (Part("", target.shape, "task"),)
-        rows, columns = _oriented(target)
-        return (Part("up", (kept, rows), "task"), Part("down", (kept, columns), "task")) if kept else ()
+        if kept == 0:
+            return ()
+        rows, columns = reversed(target.shape) if target.transposed else target.shape
+        return (Part("up", (kept, rows), "task"), Part("down", (kept, columns), "task"))
 
     def encode(
         self,
@@ -103,12 +105,6 @@ class TsvCompress(Codec):
         """What is left out, ``Σ_{j>k} σ_j²``: the delta's energy less that of the kept triplets (Eckart-Young)."""
         own = [_encoded(group, i, target, p) for i in range(len(group))] if encoding is None else encoding.tasks
         return tuple(_left_out(group, i, parts) for i, parts in enumerate(own))
-
-
-def _oriented(target: Target) -> tuple[int, int]:
-    """(out, in)."""
-    rows, columns = target.shape
-    return (columns, rows) if target.transposed else (rows, columns)
 
 
 def _kept(p: TsvCompressParams, target: Target, rank: int | None) -> int | None:

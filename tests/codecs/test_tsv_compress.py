@@ -160,6 +160,14 @@ def test_factors_keep_their_own_rank_and_are_exact() -> None:
     )
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (8, 6), (4, 3, 2)])
+@pytest.mark.parametrize("plain", [False, True])
+def test_nothing_is_kept_of_a_delta_of_rank_0(shape: tuple[int, ...], plain: bool) -> None:
+    target, p = Target("w", shape, "vector", plain=plain), CODEC.parameters(tasks=1)
+    assert CODEC.parts(p, target, 0) == ()
+    assert CODEC.decode({}, target, Task(0, 0), p).tolist() == [0.0] * target.numel
+
+
 def test_dense_deltas_are_never_formed_from_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     group = group_of(low_rank(4, 0), low_rank(9, 1))
     target, p = Target("w", (40, 24), "linear"), CODEC.parameters(tasks=2)
