@@ -220,8 +220,9 @@ def _plan(
     *,
     factors: bool,
 ) -> BundlePlan:
-    whole = factors or codec.whole(params)
-    tasks = tuple(_task(draft, i, Task(first_id + i, seed), factors=whole) for i in range(len(draft.models)))
+    sized = targets if codec.whole(params) else ()
+    known = factors or codec.whole(params)
+    tasks = tuple(_task(draft, i, Task(first_id + i, seed), sized, factors=known) for i in range(len(draft.models)))
     keep = draft.recipe.heads == "keep"
     owners = [Owner(t.identity.id, t.model.name, t.ranks, t.aligned.heads if keep else {}) for t in tasks]
     files = Files(codec, params, targets, owners, shard_bytes)
@@ -238,9 +239,13 @@ def _plan(
     return replace(plan, digest=_digest(plan))
 
 
-def _task(draft: Draft, i: int, identity: Task, *, factors: bool) -> NewTask:
+def _task(draft: Draft, i: int, identity: Task, sized: Sequence[Target], *, factors: bool) -> NewTask:
+    """A new task. Of ``sized`` targets that it leaves as they are nothing is kept: their deltas have rank 0."""
     model, aligned = draft.models[i], draft.aligned[i]
-    return NewTask(identity, model, aligned, _ranks(aligned) if factors else {}, *_naming(draft, model, aligned))
+    ranks = {t.name: 0 for t in sized if aligned.inputs.get(t.name) is None}
+    return NewTask(
+        identity, model, aligned, ranks | (_ranks(aligned) if factors else {}), *_naming(draft, model, aligned)
+    )
 
 
 def _refuse_other_vocabularies(draft: Draft) -> None:

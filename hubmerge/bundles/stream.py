@@ -193,11 +193,11 @@ class Encoder:
         group = self._group(job, scratch, start, stop)
         for a, b in self._chunks(start, stop, whole=group.whole):
             group.move(a, b - a)
-            self._measure(group, job, a)
-            group.move(a, b - a)
             encoded = self._encoded(group, job, a, b, stats)
             for placed, values in self._placed(job, encoded):
                 self._write(placed, values, job.target, a, b, outputs, whole=group.whole)
+            group.move(a, b - a)
+            self._measure(group, job, a, encoded)
         for placed, _ in self._placed(job, None):
             low, high = (0, placed.part.numel) if group.whole else (start, stop)
             for place in placed.places:
@@ -251,7 +251,7 @@ class Encoder:
 
     # --- what the card says
 
-    def _measure(self, group: Deltas, job: BundleJob, start: int) -> None:
+    def _measure(self, group: Deltas, job: BundleJob, start: int, encoded: Encoding) -> None:
         """The chunk's part of the deltas' norms, and of the errors that theory expects."""
         if self.plan.factors:
             self._measure_factors(job, start)
@@ -261,7 +261,8 @@ class Encoder:
             factors = group.factors(i)
             delta = group.delta(i) if factors is None else None
             squares.append(_square(delta, factors))
-        expected = None if self.remove else self.plan.codec.expected_error(group, job.target, self.plan.params)
+        codec, p = self.plan.codec, self.plan.params
+        expected = None if self.remove else codec.expected_error(group, job.target, p, encoded)
         with self._lock:
             self._squares[job.index, start] = (squares, None if expected is None else list(expected))
 
