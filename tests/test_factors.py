@@ -92,6 +92,14 @@ def test_ranks_may_differ_and_tensors_may_be_missing() -> None:
     torch.testing.assert_close(lone.dense(), second["layers.9.k.weight"].dense(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_error_of_a_product_of_superposed_factors(count: int) -> None:
+    """Each factor is off by √(T - 1), their product by √(2 (T - 1) + (T - 1)²), if all adapters are of like norm."""
+    adapters = [adapter(i, 8, layers=12) for i in range(count)]
+    for found, wanted in zip(superposed(adapters), adapters, strict=True):
+        assert error(found, wanted) == pytest.approx((count**2 - 1) ** 0.5, rel=0.06)
+
+
 def test_the_gauge_of_the_factors_does_not_matter() -> None:
     plain = [adapter(i, 4) for i in range(3)]
     skewed = [adapter(i, 4, gauge=g) for i, g in enumerate((1.0, 30.0, 0.02))]

@@ -10,6 +10,7 @@ import torch
 
 from hubmerge.arithmetic import elected_sign
 from hubmerge.codec import Codec, CodecParams, Encoding, Part, Parts, Target, Task
+from hubmerge.masks import keep_
 from hubmerge.spec import TensorGroup
 from hubmerge.sums import Sums, magnitude_sums
 
@@ -38,7 +39,7 @@ class Emr(Codec):
         """The chunk's part of ``Σ |Δ_t|``, then of ``Σ |m_t Δ_uni|``: 2T sums."""
         deltas = [group.delta(i) for i in range(len(group))]
         _, largest, masks = _elected(deltas)
-        kept = [magnitude_sums(largest * mask) for mask in masks]
+        kept = [magnitude_sums(keep_(largest.clone(), mask)) for mask in masks]
         return Sums((np.stack([*(magnitude_sums(d.abs_()) for d in deltas), *kept], axis=1),))
 
     def settle(self, stats: Any, total: Sums, p: EmrParams) -> Sums:
@@ -82,7 +83,7 @@ class Emr(Codec):
         facts: Mapping[str, float] | None = None,
     ) -> torch.Tensor:
         """The rescaled entries that agree, (n,)."""
-        return stored[""].mul_(stored["mask"]).mul_((facts or {})["rescaler"])
+        return keep_(stored[""], stored["mask"]).mul_((facts or {})["rescaler"])
 
 
 def _elected(deltas: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:

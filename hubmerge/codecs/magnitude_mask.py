@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from hubmerge.codec import Codec, CodecParams, Encoding, Part, Parts, Target, Task
+from hubmerge.masks import keep_
 from hubmerge.spec import TensorGroup
 from hubmerge.topk import Selection
 
@@ -93,7 +94,7 @@ class MagnitudeMask(Codec):
         facts: Mapping[str, float] | None = None,
     ) -> torch.Tensor:
         """The sum where the task's own delta is large, (n,)."""
-        return stored[""].mul_(stored["mask"])
+        return keep_(stored[""], stored["mask"])
 
 
 def _settings(group: TensorGroup) -> list[float | None]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from hubmerge.arithmetic import elect_and_merge, sum_all
 from hubmerge.codec import Codec, CodecParams, Encoding, Part, Parts, Target, Task
-from hubmerge.masks import tall_mask
+from hubmerge.masks import keep_, tall_mask
 from hubmerge.spec import TensorGroup
 from hubmerge.topk import Selection
 
@@ -87,7 +87,7 @@ class TallMask(Codec):
         facts: Mapping[str, float] | None = None,
     ) -> torch.Tensor:
         """The entries the task relies on, (n,)."""
-        return stored[""].mul_(stored["mask"])
+        return keep_(stored[""], stored["mask"])
 
 
 def _density(p: TallMaskParams) -> float | None:
