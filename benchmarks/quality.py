@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,13 +47,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=SCALES, default="full", help="how much to train and measure (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="seeds to run at the same time (%(default)s)")
+    parser.add_argument("--work", type=Path, help="keep all models here, in a new folder (by default they are deleted)")
     parser.add_argument("--out", type=Path, help="write the tables here, in Markdown")
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
     scale = SCALES[options.scale]
     start_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="hubmerge-quality-") as work:
-        studies = run_seeds(range(scale.seeds), options.scale, options.jobs, Path(work))
+    if options.work:
+        options.work.mkdir(parents=True)
+    with ExitStack() as stack:
+        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hubmerge-quality-")))
+        studies = run_seeds(range(scale.seeds), options.scale, options.jobs, work.resolve())
     known = facts(options.scale, scale, studies, time.monotonic() - start_s)
     found = sheets(studies)
     show(Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH), known, found)
