@@ -1,4 +1,7 @@
-"""Bundles of models that are in memory: the codecs' contract without files, plan or engine."""
+"""Bundles of models that are in memory: the codecs' contract without files, plan or engine.
+
+Whole weights are superposed without a base (PSP) by giving a base of zeros; adapters, as ``factors.superposable`` says.
+"""
 
 from __future__ import annotations
 

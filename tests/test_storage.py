@@ -67,8 +67,9 @@ def test_no_value_is_off_by_more_than_half_a_step(form: str, values: torch.Tenso
     found = restored(form, values)
     for start in range(0, len(values), BLOCK):
         block = values[start : start + BLOCK]
-        step = float(block.abs().max()) / LEVELS[form] * (1 + 2**-7)
-        assert float((found[start : start + BLOCK] - block).abs().max()) <= step / 2 * (1 + 1e-5) + 1e-44
+        # Rounding a scale up adds at most 2**-7 of it, or the distance of bfloat16's subnormal numbers.
+        step = float(block.abs().max()) / LEVELS[form] * (1 + 2**-7) + 2**-133
+        assert float((found[start : start + BLOCK] - block).abs().max()) <= step / 2 * (1 + 1e-5)
 
 
 def test_int8_by_hand() -> None:
