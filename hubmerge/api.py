@@ -17,6 +17,7 @@ from hubmerge.errors import PlanError, UsageError
 from hubmerge.footprint import Footprint
 from hubmerge.hub import Hub
 from hubmerge.inputs import Fetch, Inputs, read_small
+from hubmerge.journal import TAG_LENGTH, Resumable, resumable
 from hubmerge.licenses import derive_license
 from hubmerge.lock import LOCK_NAME, build_lock, dumps, portable_recipe
 from hubmerge.output import FolderSink, Written
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 
 RECIPE_NAME = "hubmerge.yaml"
 CARD_NAME = "README.md"
-_TAG_LENGTH = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Result:
     def summary(self) -> str:
         """One line for a person."""
         size = sum(f.size_bytes for f in self.files)
-        where = f"{self.url} (commit {self.commit[:_TAG_LENGTH]})" if self.url and self.commit else str(self.path)
+        where = f"{self.url} (commit {self.commit[:TAG_LENGTH]})" if self.url and self.commit else str(self.path)
         lost = f"\n{self.truncation}" if self.truncation else ""
         shown = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
         return f"{where}: {shown} in {self.timings['total_s']:.1f} s{lost}"
@@ -176,12 +176,16 @@ def merge(
     options: RunOptions | None = None,
     hub: Hub | None = None,
     overwrite: bool = False,
+    resume: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Merge into a local folder, which appears under its name only when everything in it is whole.
 
+    A run that ends early leaves its finished files beside the folder, and the next one of the same plan takes them
+    over, unless ``resume`` is False.
+
     Raises:
-        HubMergeError: What went wrong; nothing is left behind.
+        HubMergeError: What went wrong; nothing stands under the folder's name.
     """
     clock = _Clock()
     hub = hub or Hub()
@@ -189,8 +193,9 @@ def merge(
     planned = _runnable(plan(recipe, hub=hub))
     clock.lap("plan_s")
     needed = sum(o.size_bytes for o in planned.outputs)
+    work = _resumable(planned, recipe, resume=resume)
     with (
-        FolderSink(Path(out), planned.digest[:_TAG_LENGTH], needed, overwrite=overwrite) as sink,
+        FolderSink(Path(out), work.tag, needed, overwrite=overwrite, work=work) as sink,
         Inputs(planned, hub, options.fetch, options.max_disk_bytes) as inputs,
     ):
         truncation = _run(planned, inputs, sink, options, progress)
@@ -281,6 +286,10 @@ def _runnable(planned: Plan) -> Plan:
     return planned
 
 
+def _resumable(planned: Plan, recipe: Recipe, *, resume: bool) -> Resumable:
+    return resumable(planned, portable_recipe(planned, recipe.normalized()), resume=resume)
+
+
 def _tuning(planned: Plan, options: RunOptions, devices: DeviceMap, *, remote: bool) -> Tuning:
     return tuned(
         planned,
@@ -301,7 +310,8 @@ def _run(
     devices = device_map(planned, options.device, options.device_memory_bytes)
     for note in devices.notes:
         log.warning("%s", note)
-    engine = Engine(planned, inputs, sink, _tuning(planned, options, devices, remote=remote), progress, devices)
+    done = frozenset(w.path for w in sink.written)
+    engine = Engine(planned, inputs, sink, _tuning(planned, options, devices, remote=remote), progress, devices, done)
     engine.run()
     return Truncation.of(engine.truncation)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -61,7 +61,18 @@ class Progress:
 
 
 class Engine:
-    """Runs one plan once."""
+    """Runs one plan once.
+
+    Args:
+        plan: What is decided.
+        sources: The inputs.
+        sink: Where finished files go.
+        tuning: Threads and sizes of pieces.
+        progress: Told of every finished piece.
+        devices: Where matrices are decomposed.
+        done: Paths of output files that are finished from the start. Their inputs are read only where a method's
+            statistics are about the whole model.
+    """
 
     def __init__(
         self,
@@ -71,6 +82,7 @@ class Engine:
         tuning: Tuning | None = None,
         progress: Callable[[Progress], None] | None = None,
         devices: DeviceMap | None = None,
+        done: Collection[str] = (),
     ) -> None:
         self.plan = plan
         self.sources = sources
@@ -80,12 +92,13 @@ class Engine:
         self._progress = progress or (lambda _: None)
         self._devices = devices or DeviceMap()
         self._schedule = Schedule()
-        self._outputs = Outputs(plan.outputs, sink, stopped=lambda: self._schedule.error is not None)
+        self._outputs = Outputs(plan.outputs, sink, lambda: self._schedule.error is not None, done)
+        self._jobs = [job for job in plan.jobs if job.output not in self._outputs.done]
         self.truncation: dict[str, tuple[float, float]] = {}
         """Of merged factors: the squared norms of what their rank leaves out, and of the whole delta."""
         self._lock = threading.Lock()
-        self._done_bytes = 0
         self._total_bytes = sum(j.end_byte - j.start_byte for j in plan.jobs)
+        self._done_bytes = self._total_bytes - sum(j.end_byte - j.start_byte for j in self._jobs)
         self._method = get_method(plan.method)
         self._threads = torch.get_num_threads()
         # What is ranked together must be computed alike.
@@ -97,11 +110,11 @@ class Engine:
         """Produce every output file.
 
         Raises:
-            HubMergeError: An input, the disk or the network failed; nothing is left under the sink's paths.
+            HubMergeError: An input, the disk or the network failed; nothing unfinished is left under the sink's paths.
         """
         try:
             stats = self._model_stats()
-            for job in self.plan.jobs:
+            for job in self._jobs:
                 if job.action == "copy":
                     self._add_pieces(job, lambda s, job, a, b: self._copy(s, job, a, b))
                 else:
@@ -117,7 +130,7 @@ class Engine:
     def _model_stats(self) -> Any | None:
         """Passes over the whole model, for methods whose statistics are about all of it."""
         method, p = self._method, self.plan.params
-        if method.scope(p) != "model":
+        if method.scope(p) != "model" or not any(job.action == "merge" for job in self._jobs):
             return None
         stats = method.begin(p)
         jobs = [j for j in self.plan.jobs if j.action == "merge" and self._method_of(j) is method]

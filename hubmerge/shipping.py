@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -25,9 +25,18 @@ class Sink(Protocol):
 
 
 class Outputs:
-    """The writers of a run, opened when first needed and finished when their last byte is there."""
+    """The writers of a run, opened when first needed and finished when their last byte is there.
 
-    def __init__(self, outputs: Sequence[OutputFile], sink: Sink, stopped: Callable[[], bool]) -> None:
+    Args:
+        outputs: What is to be written.
+        sink: Where finished files go.
+        stopped: Whether the run has ended early.
+        done: Paths of files that are finished from the start.
+    """
+
+    def __init__(
+        self, outputs: Sequence[OutputFile], sink: Sink, stopped: Callable[[], bool], done: Collection[str] = ()
+    ) -> None:
         self._outputs = outputs
         self._stopped = stopped
         self._sink = sink
@@ -35,7 +44,10 @@ class Outputs:
         self._locks = [threading.Lock() for _ in outputs]
         self._writers: dict[int, ShardWriter] = {}
         self._left = [o.size_bytes - len(o.header) for o in outputs]
-        self._empty = [o for o, left in enumerate(self._left) if left == 0]
+        self.done = frozenset(o for o, output in enumerate(outputs) if output.path in done)
+        """Indices of the files that are finished from the start."""
+        self._empty = [o for o, left in enumerate(self._left) if left == 0 and o not in self.done]
+        self._shipped: set[int] = set()
 
     def writer(self, output: int) -> ShardWriter:
         """The writer of an output file; may wait for room.
@@ -44,7 +56,7 @@ class Outputs:
         """
         first = output if output in self._writers or output in self._empty else 0
         for earlier in range(first, output):
-            if earlier not in self._empty:
+            if earlier not in self._empty and earlier not in self.done:
                 self._opened(earlier)
         return self._opened(output)
 
@@ -69,11 +81,16 @@ class Outputs:
             self.ship(output)
         return last
 
+    def path(self, output: int) -> str:
+        """The name of a file in the result."""
+        return self._outputs[output].path
+
     def ship(self, output: int) -> None:
         """Finish a complete file and hand it to the sink."""
         writer = self.writer(output)
         sha256 = writer.finish()
         self._sink.finished(self._outputs[output], writer.path, sha256)
+        self._shipped.add(output)
 
     def ship_empty(self) -> None:
         """Files without a single element are complete from the start."""
@@ -82,5 +99,6 @@ class Outputs:
 
     def abort(self) -> None:
         """Remove everything unfinished."""
-        for writer in self._writers.values():
-            writer.abort()
+        for output, writer in list(self._writers.items()):
+            if output not in self._shipped:
+                writer.abort()

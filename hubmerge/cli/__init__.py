@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import shlex
 import sys
 from typing import Any
 
@@ -45,8 +46,8 @@ def main(args: list[str] | None = None) -> None:
     try:
         code = cli.main(arguments, prog_name="hubmerge", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        _fail(CancelledError("cancelled"), debug)
+    except (click.exceptions.Abort, KeyboardInterrupt) as e:
+        _fail(_cancelled(e, arguments), debug)
     except click.ClickException as e:
         e.show()
         sys.exit(2)
@@ -64,6 +65,16 @@ def main(args: list[str] | None = None) -> None:
             ),
             debug,
         )
+
+
+def _cancelled(error: BaseException, arguments: list[str]) -> CancelledError:
+    """What an interrupt ends with: where finished files are kept, the command that continues."""
+    notes = [note for e in (error, error.__cause__) for note in getattr(e, "__notes__", ())]
+    command = shlex.join(["hubmerge", *arguments])
+    cancelled = CancelledError("cancelled", hint=f"continue with: {command}" if notes else None)
+    for note in notes:
+        cancelled.add_note(note)
+    return cancelled
 
 
 def _fail(error: HubMergeError, debug: bool) -> Any:

@@ -52,16 +52,36 @@ output_options = _stack(
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
 
+_workers = click.option(
+    "--workers", type=click.IntRange(1, 256), help="Threads; default: one per core, more to stream."
+)
+_max_disk = click.option("--max-disk", help="Disk the run may use beyond its output, e.g. 10GB.", metavar="SIZE")
+_fetch = click.option(
+    "--fetch",
+    type=click.Choice(["auto", "cache", "stream"]),
+    default="auto",
+    show_default=True,
+    help="Hub inputs: use the cache and download into it, or read ranges without storing anything.",
+)
+
 run_options = _stack(
-    click.option("--workers", type=click.IntRange(1, 256), help="Threads; default: one per core, more to stream."),
+    _workers,
     click.option("--device", default="auto", show_default=True, metavar="NAME",
                  help="Where matrices are decomposed: auto (the accelerators there are), cpu, cuda, cuda:1, …"),
     click.option("--max-memory", metavar="SIZE",
                  help="Memory the run may use, e.g. 2GB; with accelerators also by device: cuda:0=20GB,cpu=8GB."),
-    click.option("--max-disk", help="Disk the run may use beyond its output, e.g. 10GB.", metavar="SIZE"),
-    click.option("--fetch", type=click.Choice(["auto", "cache", "stream"]), default="auto", show_default=True,
-                 help="Hub inputs: use the cache and download into it, or read ranges without storing anything."),
+    _max_disk,
+    _fetch,
     output_options,
+)  # fmt: skip
+
+reading_options = _stack(_workers, _max_disk, _fetch, output_options)
+"""Of commands that read models and have no use for an accelerator."""
+
+
+resume_option = click.option(
+    "--resume/--no-resume", default=True, show_default=True,
+    help="Take over the finished files of an earlier run of the same plan, or remove them and start over.",
 )  # fmt: skip
 
 
@@ -109,6 +129,17 @@ def run_settings(
         device=device,
         device_memory_bytes=memory,
     )
+
+
+def reading_settings(workers: int | None, max_disk: str | None, fetch: str) -> dict[str, Any]:
+    """The options of a run without accelerators, by the names that they have in Python.
+
+    Raises:
+        UsageError: A size that is none.
+    """
+    from hubmerge.recipe.schema import parse_size
+
+    return {"workers": workers, "fetch": fetch, "max_disk_bytes": _parsed(parse_size, "--max-disk", max_disk)}
 
 
 def _parsed(parse: Callable[[str], T], flag: str, text: str | None) -> T | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hubmerge.cli import _options, _output
+from hubmerge.cli import _options, _output, _signals
 
 
 @click.command("merge")
@@ -16,23 +16,25 @@ from hubmerge.cli import _options, _output
     "--out", required=True, type=click.Path(path_type=Path), help="Folder for the result; must not exist or be empty."
 )
 @click.option("--overwrite", is_flag=True, help="Replace what the folder holds.")
+@_options.resume_option
 @_options.run_options
 def command(
-    out: Path, overwrite: bool,
+    out: Path, overwrite: bool, resume: bool,
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
     """Merge models into the folder --out.
 
     RECIPE is a YAML file (hubmerge's or mergekit's); without it, give --method, --base and --model.
+    A run that is interrupted or fails keeps its finished files beside the folder; the same command continues there.
     """
     from hubmerge import api
 
     _output.configure_logging(verbose)
     settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
     loaded = _options.load_recipe(**recipe)
-    with _output.progress(quiet=quiet or as_json) as progress:
-        result = api.merge(loaded, out, options=settings, overwrite=overwrite, progress=progress)
+    with _signals.terminable(), _output.progress(quiet=quiet or as_json) as progress:
+        result = api.merge(loaded, out, options=settings, overwrite=overwrite, resume=resume, progress=progress)
     _output.problems(result.plan.problems, quiet=quiet)
     if as_json:
         _output.json_data(result.to_json())
