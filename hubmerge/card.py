@@ -16,7 +16,7 @@ from hubmerge.errors import HubMergeError
 from hubmerge.licenses import Decision, declared, derive_license
 from hubmerge.markdown import environment, one_line
 from hubmerge.methods import get_method
-from hubmerge.spec import AdapterPart, Method, PinnedModel, Plan, Truncation
+from hubmerge.spec import AdapterPart, Algorithm, Method, PinnedModel, Plan, Truncation
 
 if TYPE_CHECKING:
     from hubmerge.recipe import Card, Recipe
@@ -162,19 +162,12 @@ class CardFacts:
     @property
     def sections(self) -> tuple[tuple[str, str], ...]:
         """What the author says about the result's use."""
-        w = self.words
-        return _given(
-            ("Evaluation", w.evaluation),
-            ("Intended use", w.intended_use),
-            ("Out-of-scope use", w.out_of_scope_use),
-            ("Limitations", w.limitations),
-        )
+        return sections(self.words)
 
     @property
     def credits(self) -> tuple[tuple[str, str], ...]:
         """What the author says about the people behind it."""
-        w = self.words
-        return _given(("Authors", w.authors), ("Contact", w.contact), ("Acknowledgements", w.acknowledgements))
+        return credits_of(self.words)
 
     @property
     def inputs(self) -> tuple[Parent, ...]:
@@ -187,13 +180,7 @@ class CardFacts:
     @property
     def settings(self) -> tuple[Setting, ...]:
         """The table of parameters, defaults included."""
-        given = self.recipe.normalized()["parameters"]
-        fields = self.method.parameters.model_fields
-        return tuple(
-            Setting(name, _compact(given[name]), " ".join((info.description or "").split()))
-            for name, info in fields.items()
-            if name in given
-        )
+        return settings_table(self.method, self.recipe.normalized()["parameters"])
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -228,8 +215,7 @@ class CardFacts:
     @property
     def paper_url(self) -> str | None:
         """Where the method's paper is."""
-        found = _ARXIV.search(self.method.paper)
-        return f"https://arxiv.org/abs/{found[1]}" if found else None
+        return paper_url(self.method)
 
 
 def render_card(facts: CardFacts) -> str:
@@ -239,7 +225,52 @@ def render_card(facts: CardFacts) -> str:
         HubMergeError: The front matter would not be read back as it was meant.
     """
     body = environment().get_template(TEMPLATE).render(facts=facts, hub_url=facts.hub_url, version=hubmerge.__version__)
-    return f"---\n{_yaml(front_matter(facts))}---\n\n{body.strip()}\n"
+    return assembled(front_matter(facts), body)
+
+
+def assembled(data: dict[str, Any], body: str) -> str:
+    """A card from its metadata and its text.
+
+    Raises:
+        HubMergeError: The front matter would not be read back as it was meant.
+    """
+    return f"---\n{_yaml(data)}---\n\n{body.strip()}\n"
+
+
+# --- what the cards of merges and bundles share
+
+
+def sections(words: Card) -> tuple[tuple[str, str], ...]:
+    """What the recipe's author says about the result's use."""
+    return _given(
+        ("Evaluation", words.evaluation),
+        ("Intended use", words.intended_use),
+        ("Out-of-scope use", words.out_of_scope_use),
+        ("Limitations", words.limitations),
+    )
+
+
+def credits_of(words: Card) -> tuple[tuple[str, str], ...]:
+    """What the recipe's author says about the people behind it."""
+    return _given(("Authors", words.authors), ("Contact", words.contact), ("Acknowledgements", words.acknowledgements))
+
+
+def settings_table(algorithm: Algorithm, given: Mapping[str, Any]) -> tuple[Setting, ...]:
+    """The parameters that have a value, with their meaning."""
+    return tuple(
+        Setting(name, _compact(given[name]), " ".join((info.description or "").split()))
+        for name, info in algorithm.parameters.model_fields.items()
+        if name in given
+    )
+
+
+def paper_url(algorithm: Algorithm) -> str | None:
+    """Where a method's paper is."""
+    found = _ARXIV.search(algorithm.paper)
+    return f"https://arxiv.org/abs/{found[1]}" if found else None
+
+
+# --- metadata
 
 
 def front_matter(facts: CardFacts) -> dict[str, Any]:

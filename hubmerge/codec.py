@@ -217,3 +217,14 @@ class Codec(Algorithm):
         model's. What ``encode`` made of the group, where it is known, spares doing dear things twice.
         """
         return None
+
+    def errors_after(self, p: Any, norms: Sequence[float], errors: Sequence[float | None]) -> tuple[float | None, ...]:
+        """The tasks' expected errors, as norms, after tasks were added to a bundle or removed.
+
+        Args:
+            p: As ``fixed``.
+            norms: Of all tasks' deltas.
+            errors: What was expected of each task before, of an added one as if it were alone. It still holds where
+                tasks do not share anything.
+        """
+        return tuple(errors)

@@ -19,6 +19,8 @@ class Aligned:
     inputs: dict[str, TensorSpec | AdapterPart] = field(default_factory=dict)
     heads: dict[str, TensorSpec] = field(default_factory=dict)
     untied: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    """How its names become the base's: ``-bert.`` takes that away from their beginning, ``+model.`` adds it there."""
 
 
 @dataclass(slots=True)
@@ -67,7 +69,7 @@ def align_full(draft: Draft, model: PinnedModel) -> Aligned:
     """A full checkpoint in the base's namespace."""
     found = align.align(draft.base.tensors, model.tensors)
     draft.problems += align.structure_problems(model.repo, draft.base.tensors, found)
-    out = Aligned()
+    out = Aligned(prefix=found.prefix)
     if found.prefix:
         what = "without the prefix" if found.prefix.startswith("-") else "with the prefix"
         draft.problem("note", f"{model.repo}: names are matched {what} {found.prefix[1:]!r}")
@@ -142,10 +144,10 @@ def _tied_outputs(draft: Draft, model: PinnedModel, out: Aligned) -> None:
 
 def align_adapter(draft: Draft, model: PinnedModel) -> Aligned:
     """An adapter in the base's namespace."""
-    out = Aligned()
     names = {part.target or part.name: part for part in model.parts}
     inner = {n: p for n, p in names.items() if p.kind != "replace"} or names
     prefix = align.choose_prefix(draft.base.tensors, inner)
+    out = Aligned(prefix=prefix)
     for name, part in names.items():
         target = align.rename(name, prefix) if prefix and name not in draft.base.tensors else name
         base = draft.base.tensors.get(target)

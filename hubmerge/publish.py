@@ -46,6 +46,9 @@ _WEIGHTS = (
     "bundle-*.safetensors",
     "tasks/*.safetensors",
     "heads/*.safetensors",
+    "heads/*.json",
+    "heads/*/*",
+    "heads/*/*/*",
 )
 
 
@@ -66,7 +69,7 @@ class PublishOptions:
     parent: str | None = None
     """The commit that the result continues; publishing fails if the branch is at another one."""
     keep: frozenset[str] = frozenset()
-    """Weight files of the commit before that stay."""
+    """Files of the commit before that stay although they are weights or belong to some."""
     message: str = f"Publish a merge made with hubmerge {__version__}"
 
 

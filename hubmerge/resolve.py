@@ -63,10 +63,10 @@ def pin_recipe(recipe: Recipe, hub: Hub) -> tuple[PinnedModel, tuple[PinnedModel
         base = _implied_base(recipe, models, hub)
     if base.adapter is not None:
         raise SourceError(f"{base.repo}: the base is an adapter", hint="give the full model it was made for as base")
-    return base, tuple(_on_base(m, base) for m in models)
+    return base, tuple(on_base(m, base) for m in models)
 
 
-def _on_base(model: PinnedModel, base: PinnedModel) -> PinnedModel:
+def on_base(model: PinnedModel, base: PinnedModel) -> PinnedModel:
     """A model in the base's names, an adapter with what is to be said about its base; wrong ones are refused here."""
     note = None if model.adapter is None else adapters.check_base(model.adapter, base.repo, base.commit, model.repo)
     return under_base_names(replace(model, notes=(note,)) if note else model, base)

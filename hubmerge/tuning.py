@@ -28,6 +28,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads(workers: int | None, *, remote: bool) -> int:
+    """How many, if not said: one for each core; over a network more, for some wait while others compute."""
+    return workers or max(cores(), _REMOTE_WORKERS if remote else 1)
+
+
 def footprint_of(plan: Plan, tuning: Tuning, devices: DeviceMap, *, remote: bool) -> Footprint:
     """What running the plan takes; ``remote`` says whether inputs are read over a network."""
     return footprint(
@@ -65,9 +70,7 @@ def tuned(
     """
     default = Tuning()
     chunk = chunk_elements or default.chunk_elements
-    # Over a network some threads wait while others compute.
-    workers = workers or max(cores(), _REMOTE_WORKERS if remote else 1)
-    found = Tuning(workers, chunk, max(default.piece_elements // chunk, 1) * chunk)
+    found = Tuning(threads(workers, remote=remote), chunk, max(default.piece_elements // chunk, 1) * chunk)
     if max_memory_bytes is None:
         return found
     while (needed := footprint_of(plan, found, devices, remote=remote).memory_bytes) > max_memory_bytes:

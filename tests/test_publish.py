@@ -427,7 +427,9 @@ def test_killed_process_leaves_nothing_public_and_can_be_run_again(hub: Hub, ser
         ("training_args.bin", False),
         ("config.json", False),
         ("sub/model.safetensors", False),
-        ("heads/a/b.safetensors", False),
+        ("heads/task.config.json", True),
+        ("heads/task/tokenizer.json", True),
+        ("notes/task.json", False),
         ("tokenizer.json", False),
     ],
 )

@@ -1,134 +1,70 @@
-"""Create a bundle, add a task to it, remove one: each result appears all at once, in a folder or as one commit."""
+"""Create a bundle, add a task to it, remove one."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hubmerge
 from hubmerge.bundles.card import bundle_card
+from hubmerge.bundles.companions import Companions, companions
+from hubmerge.bundles.destination import Destination, Open
 from hubmerge.bundles.lock import bundle_lock
-from hubmerge.bundles.manifest import FORMAT_VERSION, MANIFEST_NAME, FileEntry, Manifest, Origin, TargetEntry, TaskEntry
+from hubmerge.bundles.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Origin, TargetEntry, TaskEntry
 from hubmerge.bundles.planning import BundlePlan, plan_addition, plan_bundle
-from hubmerge.bundles.store import Bundle
-from hubmerge.bundles.stream import Encoder, Findings, StoredParts
-from hubmerge.errors import SourceError, UsageError
+from hubmerge.bundles.recipes import recipe_for, recipe_of
+from hubmerge.bundles.store import Bundle, digest_of, pinned_again
+from hubmerge.bundles.stream import Encoder, Findings
+from hubmerge.card import HUB_URL
+from hubmerge.engine import Progress
+from hubmerge.errors import AccessError, SourceError, TransportError, UsageError
 from hubmerge.hub import Hub
 from hubmerge.inputs import Fetch, Inputs, read_small
-from hubmerge.lock import LOCK_NAME, dumps
-from hubmerge.output import FolderSink, Written
-from hubmerge.publish import Publisher, PublishOptions, ShardByShard
-from hubmerge.resolve import pin_model, pin_recipe
-from hubmerge.spec import OutputFile, PinnedModel
+from hubmerge.lock import LOCK_NAME, Digested, OutputDigest, dumps
+from hubmerge.output import Written
+from hubmerge.recipe.refs import ModelRef, default_name, name_problem
+from hubmerge.resolve import on_base, pin_model, pin_recipe
+from hubmerge.spec import PinnedModel, Problem
+from hubmerge.tuning import threads
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hubmerge.recipe import Recipe
 
 CARD_NAME = "README.md"
 RECIPE_NAME = "hubmerge.yaml"
-Progress = Callable[[int, int], None]
+_MADE_ANEW = frozenset({MANIFEST_NAME, LOCK_NAME, CARD_NAME, RECIPE_NAME})
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
     """How to run; none of it changes a bit of the result."""
 
-    workers: int = 2
+    workers: int | None = None
+    """Threads; default: the number of cores this process may use, and at least 4 when inputs are streamed."""
     fetch: Fetch = "auto"
     max_disk_bytes: int | None = None
-    progress: Progress = lambda *_: None
+    progress: Callable[[Progress], None] = lambda _: None
+    chunk_elements: int | None = None
+    """Elements handled at once; a multiple of 32768."""
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A bundle that was written."""
+    """A bundle that was created or changed."""
 
     manifest: Manifest
-    files: tuple[Written, ...]
-    """What was written; files that stayed as they were are not among them."""
+    written: tuple[Written, ...]
+    """The weight files that are new or have changed."""
+    problems: tuple[Problem, ...] = ()
+    """What is worth knowing about the models that were added."""
     path: Path | None = None
     url: str | None = None
     commit: str | None = None
-    plain_bytes: int | None = None
-    """What the tasks' own weight files take, where that is known."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all weight files of the bundle."""
-        return sum(f.size_bytes for f in self.manifest.files)
-
-
-# --- where it goes ----------------------------------------------------------------------------------------------
-
-
-class Destination:
-    """Where a bundle is written: a folder, or a repository. Nothing is seen there before ``finish``."""
-
-    def __init__(self, folder: Path | None, publisher: Publisher | None, sink: Any, old: Bundle | None) -> None:
-        self.sink = sink
-        self._folder, self._publisher, self._old = folder, publisher, old
-
-    @property
-    def repo(self) -> str | None:
-        """The repository."""
-        return self._publisher.repo if self._publisher is not None else None
-
-    def finish(self, manifest: Manifest, small: Mapping[str, bytes], plain_bytes: int | None = None) -> Made:
-        """Make everything visible."""
-        written: tuple[Written, ...] = tuple(self.sink.written)
-        if self._publisher is not None:
-            published = self._publisher.finish(small)
-            return Made(manifest, written, url=published.url, commit=published.commit, plain_bytes=plain_bytes)
-        if self._old is not None:
-            _take_over(self._old, self.sink.folder, {f.path for f in manifest.files} - {w.path for w in written})
-        self.sink.commit(small)
-        return Made(manifest, written, path=self._folder, plain_bytes=plain_bytes)
-
-
-def _take_over(old: Bundle, folder: Path, kept: set[str]) -> None:
-    """Bring the files that stay into the new folder: as links where the disk allows it, for they never change."""
-    for name in sorted(kept):
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(old.path(name), target)
-        except OSError:
-            shutil.copyfile(old.path(name), target)
-
-
-@contextmanager
-def into_folder(
-    out: Path, outputs: Sequence[OutputFile], digest: str, *, overwrite: bool = False, old: Bundle | None = None
-) -> Iterator[Destination]:
-    """A local folder."""
-    needed_bytes = sum(o.size_bytes for o in outputs)
-    with FolderSink(out, digest[:12], needed_bytes, overwrite=overwrite or old is not None) as sink:
-        yield Destination(sink.out, None, sink, old)
-
-
-@contextmanager
-def into_repo(
-    hub: Hub, repo: str, outputs: Sequence[OutputFile], options: PublishOptions, max_disk_bytes: int | None
-) -> Iterator[Destination]:
-    """A repository. Files that are filled side by side are on the disk at the same time."""
-    with (
-        tempfile.TemporaryDirectory(prefix="hubmerge-") as folder,
-        Publisher(hub, repo, options) as publisher,
-    ):
-        sink = ShardByShard(Path(folder), publisher, outputs, max_disk_bytes, at_once=max(len(outputs), 1))
-        yield Destination(None, publisher, sink, None)
-
-
-Open = Callable[[Sequence[OutputFile], str, PublishOptions], Any]
-"""From what will be written, the plan's digest and what is demanded of a repository to a Destination."""
 
 
 # --- create -----------------------------------------------------------------------------------------------------
@@ -142,47 +78,69 @@ def create(recipe: Recipe, hub: Hub, destination: Open, running: Running) -> Mad
     """
     base, models = pin_recipe(recipe, hub)
     plan = plan_bundle(recipe, base, models)
-    with destination(plan.outputs, plan.digest, PublishOptions()) as place:
+    with destination(plan.outputs, plan.digest, frozenset()) as place:
         findings = _encode(plan, hub, place, running)
-        tasks = tuple(_entry(plan, i, findings) for i in range(len(plan.tasks)))
+        small, kept = _base_files(plan, hub), [companions(base, m, hub) for m in models]
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             hubmerge_version=hubmerge.__version__,
             codec=plan.codec.name,
             parameters=plan.params.model_dump(mode="json"),
             seed=plan.seed,
-            base=Origin.of(base),
+            base=_origin(base),
             targets=tuple(TargetEntry.of(t) for t in plan.targets),
-            tasks=tasks,
-            next_id=len(tasks),
+            tasks=tuple(_entry(plan, i, findings, kept[i]) for i in range(len(models))),
+            next_id=len(models),
             factors=plan.factors,
-            files=_file_entries(place.sink.written),
+            include=recipe.include,
+            exclude=recipe.exclude,
+            heads=recipe.heads,
+            shard_size=recipe.output.shard_size,
+            card=recipe.card,
+            files=_listed(place.written),
         )
-        plain = sum(_weights_bytes(m) for m in models)
-        return _finish(place, manifest, _small(plan, hub), base, plan.digest, plain)
+        for task, own in zip(manifest.tasks, kept, strict=True):
+            small |= _task_files(plan, task, own)
+        return _finish(place, hub, manifest, plan, small)
 
 
 def _encode(
-    plan: BundlePlan, hub: Hub, place: Destination, running: Running, before: StoredParts | None = None,
-    *, remove: bool = False,
-) -> Findings:  # fmt: skip
+    plan: BundlePlan, hub: Hub, place: Destination, running: Running, old: Bundle | None = None, *, remove: bool = False
+) -> Findings:
+    """Write the weight files, of new tasks or of an old bundle with or without some."""
+    before = old.parts() if old is not None else None
+    chunks = {} if running.chunk_elements is None else {"chunk_elements": running.chunk_elements}
     with Inputs(plan, hub, running.fetch, running.max_disk_bytes) as inputs:
-        encoder = Encoder(
-            plan, inputs, place.sink, running.workers, before=before, remove=remove, progress=running.progress
-        )
-        return encoder.run()
+        remote = any(inputs.is_remote(i) for i in range(-1, len(plan.tasks)))
+        workers = threads(running.workers, remote=remote)
+        return Encoder(
+            plan, inputs, place.sink, workers, before=before, remove=remove, progress=running.progress, **chunks
+        ).run()
 
 
-def _entry(plan: BundlePlan, i: int, found: Findings) -> TaskEntry:
+def _origin(model: PinnedModel) -> Origin:
+    """Where a model is. A folder has no commit: its files' digests tell it from others."""
+    origin = Origin.of(model)
+    if model.root is None:
+        return origin
+    files = [f.model_copy(update={"sha256": digest_of(Path(model.root) / f.path)}) for f in origin.files]
+    return origin.model_copy(update={"files": tuple(files)})
+
+
+def _entry(plan: BundlePlan, i: int, found: Findings, kept: Companions) -> TaskEntry:
     task = plan.tasks[i]
+    shared, own = plan.params.model_dump(mode="json"), plan.each[i].model_dump(mode="json")
     return TaskEntry(
         id=task.identity.id,
         name=task.model.name,
-        source=Origin.of(task.model),
+        source=_origin(task.model),
         adapter=task.model.adapter is not None,
-        prefix=task.prefix,
+        settings={key: value for key, value in own.items() if value != shared[key]},
+        prefix=task.naming.prefix,
+        names=dict(task.naming.names),
+        absent=task.naming.absent,
         config=any(f.path == f"heads/{task.model.name}.config.json" for f in plan.files),
-        absent=task.absent,
+        files=kept.files,
         ranks=dict(task.ranks),
         modules=task.modules if plan.factors else {},
         facts=dict(found.facts[i]),
@@ -191,168 +149,150 @@ def _entry(plan: BundlePlan, i: int, found: Findings) -> TaskEntry:
     )
 
 
-def _file_entries(written: Sequence[Written]) -> tuple[FileEntry, ...]:
-    entries = [FileEntry(path=w.path, size_bytes=w.size_bytes, sha256=w.sha256) for w in written]
+def _listed(written: Sequence[Written | OutputDigest]) -> tuple[OutputDigest, ...]:
+    entries = [OutputDigest(path=w.path, size_bytes=w.size_bytes, sha256=w.sha256) for w in written]
     return tuple(sorted(entries, key=lambda f: f.path))
 
 
-def _small(plan: BundlePlan, hub: Hub) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    for f in plan.files:
-        source = plan.base if f.source is None else plan.pinned(f.source)
-        found[f.path] = f.content if f.content is not None else read_small(source, hub, f.path)
-    return found
+def _base_files(plan: BundlePlan, hub: Hub) -> dict[str, bytes]:
+    """The base's config and licences."""
+    return {f.path: read_small(plan.base, hub, f.path) for f in plan.files if f.source == -1}
+
+
+def _task_files(plan: BundlePlan, task: TaskEntry, kept: Companions) -> dict[str, bytes]:
+    """The small files that are kept for a new task."""
+    configs = {f.path: f.content for f in plan.files if f.content is not None and f.path in task.small_paths}
+    return configs | {task.file_path(path): content for path, content in kept.kept.items()}
 
 
 def _finish(
     place: Destination,
+    hub: Hub,
     manifest: Manifest,
+    plan: BundlePlan | None,
     small: dict[str, bytes],
-    base: PinnedModel,
-    digest: str,
-    plain_bytes: int | None = None,
+    old: Bundle | None = None,
+    dropped: frozenset[str] = frozenset(),
 ) -> Made:
+    """Write what describes the bundle, and make it visible.
+
+    Args:
+        place: Where it goes.
+        hub: Whose links the card has.
+        manifest: Of the bundle as it is now.
+        plan: What was encoded, if anything was.
+        small: Small files of new tasks; of a new bundle, the base's too.
+        old: The bundle before, whose other files stay.
+        dropped: Its files that do not.
+    """
+    weights = {f.path for f in (manifest.files if old is None else (*manifest.files, *old.manifest.files))}
+    gone = _MADE_ANEW | dropped | weights | small.keys()
+    kept = [f for f in old.lock().outputs if f.path not in gone] if old is not None else []
     recipe = recipe_of(manifest)
     small[RECIPE_NAME] = recipe.to_yaml().encode()
     small[MANIFEST_NAME] = manifest.dumps().encode()
-    small[CARD_NAME] = bundle_card(manifest, base, place.repo, plain_bytes).encode()
-    files = [Written(f.path, f.size_bytes, f.sha256) for f in manifest.files]
-    files += [Written(path, len(c), hashlib.sha256(c).hexdigest()) for path, c in small.items()]
+    # A card that is published links to where it is published; one in a folder to the Hub that everyone knows.
+    small[CARD_NAME] = bundle_card(manifest, place.repo, hub.endpoint if place.repo else HUB_URL).encode()
+    digest = plan.digest if plan is not None else hashlib.sha256(small[MANIFEST_NAME]).hexdigest()
+    new = [Written(path, len(c), hashlib.sha256(c).hexdigest()) for path, c in small.items()]
+    files: list[Digested] = [*kept, *manifest.files, *new]
     small[LOCK_NAME] = dumps(bundle_lock(manifest, recipe.normalized(), files, digest)).encode()
-    return place.finish(manifest, small, plain_bytes)
-
-
-def recipe_of(manifest: Manifest) -> Recipe:
-    """The recipe that makes such a bundle; a local folder stands in it as ``./NAME``."""
-    from hubmerge.recipe import Recipe as RecipeClass
-
-    def place(origin: Origin) -> str:
-        return f"{origin.repo}@{origin.commit}" if origin.repo else f"./{origin.name}"
-
-    return RecipeClass.from_data(
-        {
-            "method": manifest.codec,
-            "base": place(manifest.base),
-            "models": [{"repo": place(t.source), "name": t.name} for t in manifest.tasks],
-            "parameters": dict(manifest.parameters),
-            "seed": manifest.seed,
-            "output": {"format": "bundle"},
-        }
-    )
-
-
-def _weights_bytes(model: PinnedModel) -> int:
-    return sum(model.files[path].size_bytes for path in {t.file for t in model.tensors.values()})
+    notes = plan.problems if plan is not None else ()
+    return Made(manifest, place.written, notes, **place.finish(small, dropped))
 
 
 # --- add and remove ---------------------------------------------------------------------------------------------
 
 
-def add(
-    bundle: Bundle, repo: str, revision: str | None, name: str | None, hub: Hub, destination: Open, running: Running
-) -> Made:
+def add(bundle: Bundle, model: ModelRef, name: str | None, hub: Hub, destination: Open, running: Running) -> Made:
     """Add one task to a bundle.
 
     Raises:
         UsageError: The name is taken, or the codec cannot add a task to others.
         HubMergeError: What else went wrong; the bundle stays as it is.
     """
-    from hubmerge.recipe.refs import default_name
-
     manifest = bundle.manifest
-    codec, params = manifest.codec_of()
     _check_incremental(bundle, "added")
-    task = name or default_name(repo)
-    if task in {t.name for t in manifest.tasks}:
+    task = name or default_name(model.repo)
+    if problem := name_problem(task):
+        raise UsageError(f"the task's name: {problem}", hint="give the task a --name")
+    if task.lower() in {t.name.lower() for t in manifest.tasks}:
         raise UsageError(f"{bundle.label} has a task {task!r} already", hint="give the new one another --name")
     base = bundle.base()
-    model = pin_model(hub, repo, revision, "model", task)
-    recipe = _recipe_of(bundle, base, model)
-    plan = plan_addition(manifest, recipe, base, _on_base(model, base))
-    shared = {f for f in bundle.files() if f.startswith("bundle-")}
+    pinned = on_base(pin_model(hub, model.repo, model.revision, "model", task), base)
+    plan = plan_addition(manifest, recipe_for(manifest, base, pinned), base, pinned)
+    shared = bundle.shared_files()
     bundle.check(shared)
-    keep = frozenset(f.path for f in manifest.files) - {o.path for o in plan.outputs} - shared
-    with destination(plan.outputs, plan.digest, _continuing(bundle, keep)) as place:
-        findings = _encode(plan, hub, place, running, bundle.parts())
-        entry = _entry(plan, 0, findings)
-        tasks = _with_errors((*manifest.tasks, entry), codec.name, params)
-        changed = manifest.model_copy(
-            update={"tasks": tasks, "next_id": manifest.next_id + 1, "files": _merged_files(manifest, keep, place)}
-        )
-        return _finish(place, changed, bundle.small_files() | _small(plan, hub), base, plan.digest)
+    keep = frozenset(f.path for f in manifest.files).difference(shared)
+    with destination(plan.outputs, plan.digest, keep | _small_paths(manifest.tasks)) as place:
+        findings = _encode(plan, hub, place, running, bundle)
+        kept = companions(base, pinned, hub)
+        entry = _entry(plan, 0, findings, kept)
+        changed = _changed(manifest, (*manifest.tasks, entry), keep, place, next_id=manifest.next_id + 1)
+        dropped = frozenset(f.path for f in manifest.files) - {f.path for f in changed.files}
+        return _finish(place, hub, changed, plan, _task_files(plan, entry, kept), bundle, dropped)
 
 
-def remove(bundle: Bundle, name: str, hub: Hub, destination: Open, running: Running) -> Made:
+def remove(bundle: Bundle, name: str, folder: str | None, hub: Hub, destination: Open, running: Running) -> Made:
     """Take one task out of a bundle; its number is never given again.
+
+    Args:
+        bundle: The bundle.
+        name: The task's.
+        folder: Where the model is that was added, if not where the manifest says.
+        hub: Where repositories are.
+        destination: Where the bundle is.
+        running: How to run.
 
     Raises:
         UsageError: No such task, or the codec cannot do without the other tasks' models.
         SourceError: The model that was added is gone or has changed, and its deltas are part of a sum.
+        AccessError: It is not accessible, or no longer there.
         HubMergeError: What else went wrong; the bundle stays as it is.
     """
     manifest = bundle.manifest
     task = manifest.task(name)
-    codec, params = manifest.codec_of()
     _check_incremental(bundle, "removed")
     if len(manifest.tasks) == 1:
         raise UsageError(f"{name!r} is the only task of {bundle.label}", hint="delete the bundle instead")
+    shared = bundle.shared_files()
+    rest = tuple(t for t in manifest.tasks if t.id != task.id)
+    keep = frozenset(f.path for f in manifest.files).difference(shared, (task.parts_path, task.head_path))
+    plan = _removal(bundle, task, folder, hub) if shared else None
+    outputs, digest = (plan.outputs, plan.digest) if plan is not None else ((), task.source.header_sha256)
+    with destination(outputs, digest, keep | _small_paths(rest)) as place:
+        if plan is not None:
+            _encode(plan, hub, place, running, bundle, remove=True)
+        changed = _changed(manifest, rest, keep, place)
+        dropped = frozenset(f.path for f in manifest.files) - {f.path for f in changed.files}
+        return _finish(place, hub, changed, plan, {}, bundle, dropped | _small_paths([task]))
+
+
+def _removal(bundle: Bundle, task: TaskEntry, folder: str | None, hub: Hub) -> BundlePlan:
+    """The plan by which a task was added, with the shared files alone: the same bits are subtracted."""
+    manifest = bundle.manifest
     base = bundle.base()
-    own = {task.parts_path, task.head_path}
-    shared = {f for f in bundle.files() if f.startswith("bundle-")}
-    bundle.check(shared)
-    rest = tuple(t for t in manifest.tasks if t.name != name)
-    if not shared:
-        return _without_sum(bundle, rest, task, base, destination)
-    model = _source_of(bundle, task, hub)
-    recipe = _recipe_of(bundle, base, model)
-    plan = plan_addition(manifest.model_copy(update={"next_id": task.id}), recipe, base, _on_base(model, base))
+    model = on_base(_source_of(bundle, task, folder, hub), base)
+    before = manifest.model_copy(update={"next_id": task.id})
+    plan = plan_addition(before, recipe_for(manifest, base, model), base, model)
+    bundle.check(bundle.shared_files())
     written = tuple(o for o in plan.outputs if o.path.startswith("bundle-"))
-    plan = replace(plan, outputs=written, jobs=tuple(j for j in plan.jobs if j.action == "encode"))
-    keep = frozenset(f.path for f in manifest.files) - shared - own
-    with destination(plan.outputs, plan.digest, _continuing(bundle, keep)) as place:
-        _encode(plan, hub, place, running, bundle.parts(), remove=True)
-        tasks = _with_errors(rest, codec.name, params)
-        changed = manifest.model_copy(update={"tasks": tasks, "files": _merged_files(manifest, keep, place)})
-        return _finish(place, changed, _small_without(bundle, task), base, plan.digest)
+    return replace(plan, outputs=written, jobs=tuple(j for j in plan.jobs if j.action == "encode"), problems=())
 
 
-def _small_without(bundle: Bundle, task: TaskEntry) -> dict[str, bytes]:
-    return {path: content for path, content in bundle.small_files().items() if path != task.config_path}
-
-
-def _without_sum(
-    bundle: Bundle, rest: tuple[TaskEntry, ...], task: TaskEntry, base: PinnedModel, destination: Open
-) -> Made:
-    """A bundle that shares nothing loses a task by losing its files."""
-    own = {task.parts_path, task.head_path}
-    keep = frozenset(f.path for f in bundle.manifest.files) - own
-    digest = hashlib.sha256(repr(sorted(keep)).encode()).hexdigest()
-    with destination((), digest, _continuing(bundle, keep)) as place:
-        files = tuple(f for f in bundle.manifest.files if f.path in keep)
-        changed = bundle.manifest.model_copy(update={"tasks": rest, "files": files})
-        return _finish(place, changed, _small_without(bundle, task), base, digest)
-
-
-def _source_of(bundle: Bundle, task: TaskEntry, hub: Hub) -> PinnedModel:
-    """The model that was added, at its commit: the sum contains its deltas, and only the same bits take them out."""
-    origin = task.source
-    if origin.repo is None:
-        raise SourceError(
-            f"{bundle.label}: task {task.name!r} was a local folder, which is not recorded; its deltas cannot be "
-            "taken out of the sum",
-            hint="create the bundle anew without it",
-        )
+def _source_of(bundle: Bundle, task: TaskEntry, folder: str | None, hub: Hub) -> PinnedModel:
+    """The model that was added, as it was then."""
+    why = f"{bundle.label}: the sum holds the deltas of {task.name!r}, and only the model that was added takes them out"
+    if task.source.repo is None and folder is None:
+        raise SourceError(f"{why}; it was {task.source.label}", hint="say where it is: --model FOLDER")
     try:
-        model = pin_model(hub, origin.repo, origin.commit, "model", task.name)
-    except hubmerge.HubMergeError as e:
-        raise SourceError(
-            f"{bundle.label}: the model that was added as {task.name!r}, {origin.label}, is gone ({e.message}); its "
-            "deltas cannot be taken out of the sum",
-            hint="create the bundle anew without it",
+        return pinned_again(hub, task.source, folder, "model", f"the model of task {task.name!r}")
+    except TransportError:
+        raise
+    except (AccessError, SourceError) as e:
+        raise type(e)(
+            f"{why}; it is gone or has changed: {e.message}", hint="or create the bundle anew without this task"
         ) from e
-    if model.header_sha256 != origin.header_sha256:
-        raise SourceError(f"{origin.label} is not the model that was added as {task.name!r}: its tensors differ")
-    return model
 
 
 def _check_incremental(bundle: Bundle, what: str) -> None:
@@ -364,41 +304,18 @@ def _check_incremental(bundle: Bundle, what: str) -> None:
         )
 
 
-def _on_base(model: PinnedModel, base: PinnedModel) -> PinnedModel:
-    from hubmerge.renaming import under_base_names
-
-    return under_base_names(model, base)
+def _small_paths(tasks: Sequence[TaskEntry]) -> frozenset[str]:
+    return frozenset(path for task in tasks for path in task.small_paths)
 
 
-def _recipe_of(bundle: Bundle, base: PinnedModel, model: PinnedModel) -> Recipe:
-    """How the bundle's recipe treats one model."""
-    from hubmerge.recipe import Recipe as RecipeClass
-
-    covered = {t.name for t in bundle.manifest.targets}
-    data = {
-        "method": bundle.manifest.codec,
-        "base": base.repo,
-        "models": [{"repo": model.repo, "name": model.name}],
-        "exclude": [name for name, spec in base.tensors.items() if spec.dtype.mergeable and name not in covered],
-        "output": {"format": "bundle"},
-    }
-    return RecipeClass.from_data(data)
-
-
-def _continuing(bundle: Bundle, keep: frozenset[str]) -> PublishOptions:
-    return PublishOptions(parent=bundle.commit, keep=keep)
-
-
-def _merged_files(manifest: Manifest, keep: frozenset[str], place: Destination) -> tuple[FileEntry, ...]:
-    kept = [f for f in manifest.files if f.path in keep]
-    return tuple(sorted([*kept, *_file_entries(place.sink.written)], key=lambda f: f.path))
-
-
-def _with_errors(tasks: tuple[TaskEntry, ...], codec: str, params: Any) -> tuple[TaskEntry, ...]:
-    """The expected errors after the set of tasks has changed: of signed sums, the other tasks' energies."""
-    if codec != "superposition" or any(t.error is None for t in tasks):
-        return tasks
-    if not params.signs or params.targets != "all" or params.skip_rate != 1:
-        return tuple(t.model_copy(update={"error": None}) for t in tasks)
-    total = math.fsum(t.norm**2 for t in tasks)
-    return tuple(t.model_copy(update={"error": math.sqrt(max(total - t.norm**2, 0.0))}) for t in tasks)
+def _changed(
+    manifest: Manifest, tasks: tuple[TaskEntry, ...], keep: frozenset[str], place: Destination, **changes: Any
+) -> Manifest:
+    """The manifest with other tasks, files that stay and files that were written."""
+    codec, params = manifest.codec_of()
+    if not manifest.factors:
+        errors = codec.errors_after(params, [t.norm for t in tasks], [t.error for t in tasks])
+        tasks = tuple(t.model_copy(update={"error": e}) for t, e in zip(tasks, errors, strict=True))
+    files = _listed([*(f for f in manifest.files if f.path in keep), *place.written])
+    version = {"hubmerge_version": hubmerge.__version__}
+    return manifest.model_copy(update={"tasks": tasks, "files": files, **version, **changes})

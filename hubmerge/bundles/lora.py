@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from hubmerge import layout
+from hubmerge.bundles.companions import own_files
 from hubmerge.bundles.manifest import TaskEntry
 from hubmerge.bundles.store import Bundle
 from hubmerge.bundles.stream import StoredParts
@@ -49,26 +51,28 @@ def retrieve_adapter(
     """
     _, params = bundle.manifest.codec_of()
     factor = params.scale if scale is None else scale
-    known = {f.path for f in bundle.manifest.files}
-    bundle.check([f for f in (*bundle.files(task=task), task.head_path) if f in known])
+    bundle.check([*bundle.files(task=task), *bundle.head_files(task)])
     deltas = factors_of(bundle, task)
     tensors = _head(bundle, task)
     for name, delta in deltas.items():
         module = f"{_ROOT}{module_of(task, name)}"
         tensors[f"{module}.lora_A.weight"] = delta.down.contiguous()
         tensors[f"{module}.lora_B.weight"] = delta.up.mul(factor).contiguous()
-    config = json.loads(bundle.path(f"heads/{task.name}.adapter_config.json").read_bytes())
-    files = {WEIGHTS: save(tensors, metadata={"format": "pt"}), CONFIG: layout.to_json(_config(bundle, task, config))}
+    config = json.loads(bundle.read(task.adapter_config_path))
+    weights = save(tensors, metadata={"format": "pt"})
+    files = own_files(bundle, task) | {WEIGHTS: weights, CONFIG: layout.to_json(_config(bundle, task, config))}
     with FolderSink(out, "retrieve", sum(map(len, files.values())), overwrite=overwrite) as sink:
         sink.commit(files)
-    return tuple(Written(path, len(content), "") for path, content in files.items())
+    return (Written(WEIGHTS, len(weights), hashlib.sha256(weights).hexdigest()),)
 
 
 def _head(bundle: Bundle, task: TaskEntry) -> dict[str, torch.Tensor]:
     """What only this task has, under the names PEFT gives it."""
-    if task.head_path not in {f.path for f in bundle.manifest.files}:
-        return {}
-    return {f"{_ROOT}{name}": value for name, value in load_file(bundle.path(task.head_path)).items()}
+    return {
+        f"{_ROOT}{name}": value
+        for path in bundle.head_files(task)
+        for name, value in load_file(bundle.path(path)).items()
+    }
 
 
 def module_of(task: TaskEntry, name: str) -> str:

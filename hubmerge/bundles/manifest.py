@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import hubmerge
+from hubmerge import align
 from hubmerge.codec import Codec, CodecParams, Target, Task
 from hubmerge.codecs import get_codec
 from hubmerge.errors import HubMergeError, IntegrityError, UnknownMethodError, UsageError
-from hubmerge.lock import Sha256, explain, is_inside
+from hubmerge.licenses import declared
+from hubmerge.lock import OutputDigest, Sha256, SourceFile, explain, is_inside, parsed
+from hubmerge.recipe.refs import name_problem
+from hubmerge.recipe.schema import Card, Globs
 from hubmerge.spec import Kind, PinnedModel
 
 MANIFEST_NAME = "hubmerge_bundle.json"
 FORMAT_VERSION: Literal[1] = 1
-_STRICT = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True)
-_Shape = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+_STRICT = ConfigDict(strict=True, frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+_Count = Annotated[int, Field(ge=0)]
+_Shape = Annotated[tuple[_Count, ...], Field(strict=False)]
+_Texts = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Origin(BaseModel):
@@ -31,17 +36,35 @@ class Origin(BaseModel):
     commit: str | None = Field(None, pattern=r"^[0-9a-f]{7,64}$")
     header_sha256: Sha256
     """Digest over its safetensors headers: the same names, types, shapes and offsets."""
+    files: Annotated[tuple[SourceFile, ...], Field(strict=False)] = ()
+    """Its weight files; digests as far as they were known without reading the bytes, and of a local folder's all."""
+    license: dict[str, str | list[str]] = {}
+    """What its card declares: ``license``, ``license_name``, ``license_link``."""
 
     @classmethod
     def of(cls, model: PinnedModel) -> Self:
         """Of a pinned model."""
         place: dict[str, Any] = {} if model.is_local else {"repo": model.repo, "commit": model.commit}
-        return cls(name=model.name, header_sha256=model.header_sha256, **place)
+        found = [model.files[path] for path in sorted({t.file for t in model.tensors.values()})]
+        files = [SourceFile(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256, git_sha1=f.git_sha1) for f in found]
+        terms = declared(model.card)
+        return cls(
+            name=model.name,
+            header_sha256=model.header_sha256,
+            files=tuple(files),
+            license=terms.front_matter() if terms is not None else {},
+            **place,
+        )
 
     @property
     def label(self) -> str:
         """How to call it in a message."""
         return f"{self.repo}@{(self.commit or '')[:12]}" if self.repo else f"the local folder {self.name!r}"
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its weight files."""
+        return sum(f.size_bytes for f in self.files)
 
 
 class TargetEntry(BaseModel):
@@ -78,18 +101,25 @@ class TaskEntry(BaseModel):
 
     id: int = Field(ge=0)
     """Never given again, even when the task is removed."""
-    name: str = Field(min_length=1)
+    name: str
     source: Origin
     """The model that was added."""
     adapter: bool = False
     """Whether that was an adapter."""
+    settings: dict[str, Any] = {}
+    """Parameters of the codec that held for this task alone."""
     prefix: str = ""
-    """What stands before the base's names in the model's own: ``+bert.``; or what is missing there: ``-model.``."""
+    """How its names become the base's: ``-bert.`` takes that away from their beginning, ``+model.`` adds it there."""
+    names: dict[str, str] = {}
+    """Its own names, by the base's, where the prefix does not tell them."""
+    absent: _Texts = ()
+    """Tensors of the base that it does not have."""
     config: bool = False
     """Whether its own ``config.json`` is kept."""
-    absent: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Tensors of the base that the model does not have."""
-    ranks: dict[str, int] = {}
+    files: dict[str, Sha256 | None] = {}
+    """The other small files that belong to it, such as a tokenizer's: with the digest of what is kept for it, or None
+    where the base's own is meant."""
+    ranks: dict[str, _Count] = {}
     """Of deltas that were kept as factors, by tensor."""
     modules: dict[str, str] = {}
     """Of an adapter: its own name for the module, by tensor, where that is not the tensor's without ``.weight``."""
@@ -99,6 +129,29 @@ class TaskEntry(BaseModel):
     """Frobenius norm of its deltas."""
     error: float | None = Field(None, ge=0)
     """Frobenius norm of the error that theory expects at scale 1; None where there is no theory."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, name: str) -> str:
+        if problem := name_problem(name):
+            raise ValueError(problem)
+        return name
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, str | None]) -> dict[str, str | None]:
+        for path in files:
+            is_inside(path)
+        return files
+
+    def own_name(self, name: str) -> str:
+        """What a tensor of the base is called in the task's own checkpoint."""
+        return self.names.get(name) or own_name(self.prefix, name)
+
+    @property
+    def relative_error(self) -> float | None:
+        """The expected error as a fraction of the deltas' norm; None where either is unknown or 0."""
+        return self.error / self.norm if self.error is not None and self.norm > 0 else None
 
     @property
     def head_path(self) -> str:
@@ -111,24 +164,28 @@ class TaskEntry(BaseModel):
         return f"heads/{self.name}.config.json"
 
     @property
+    def adapter_config_path(self) -> str:
+        """Its own ``adapter_config.json``, if it was an adapter."""
+        return f"heads/{self.name}.adapter_config.json"
+
+    def file_path(self, path: str) -> str:
+        """Where one of ``files`` that is kept for it lies."""
+        return f"heads/{self.name}/{path}"
+
+    @property
     def parts_path(self) -> str:
         """The file with its private parts, if the codec keeps any."""
         return f"tasks/{self.id}.safetensors"
 
-
-class FileEntry(BaseModel):
-    """A weight file of the bundle."""
-
-    model_config = _STRICT
-
-    path: str
-    size_bytes: int = Field(ge=0)
-    sha256: Sha256
-
-    @field_validator("path")
-    @classmethod
-    def _inside(cls, path: str) -> str:
-        return is_inside(path)
+    @property
+    def small_paths(self) -> tuple[str, ...]:
+        """All small files that are kept for it."""
+        own = [self.file_path(path) for path, sha256 in self.files.items() if sha256 is not None]
+        return (
+            *([self.config_path] if self.config else []),
+            *([self.adapter_config_path] if self.adapter else []),
+            *own,
+        )
 
 
 class Manifest(BaseModel):
@@ -151,13 +208,23 @@ class Manifest(BaseModel):
     factors: bool = False
     """Whether targets are the balanced factors of adapters' deltas (``.up`` and ``.down``), and not tensors of the
     base; each task is then an adapter."""
-    files: Annotated[tuple[FileEntry, ...], Field(strict=False)]
+    include: Globs = ("*",)
+    """As in the recipe, which also holds for tasks that are added: which tensors take part …"""
+    exclude: Globs = ()
+    """… and which of these do not."""
+    heads: Literal["keep", "drop"] = "keep"
+    """As in the recipe: whether tensors that only one task has are kept."""
+    shard_size: int = Field(5_000_000_000, ge=1)
+    """Largest size of a file of shared parts, in bytes."""
+    card: Card = Card()
+    """What the recipe's author says about the bundle."""
+    files: Annotated[tuple[OutputDigest, ...], Field(strict=False)]
     """All weight files, by path."""
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         for what, found in (
-            ("task", [t.name for t in self.tasks]),
+            ("task", [t.name.lower() for t in self.tasks]),
             ("task id", [t.id for t in self.tasks]),
             ("target", [t.name for t in self.targets]),
             ("file", [f.path for f in self.files]),
@@ -168,6 +235,20 @@ class Manifest(BaseModel):
         if any(t.id >= self.next_id for t in self.tasks):
             raise ValueError(f"next_id {self.next_id} is not above every task's id")
         return self
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all weight files."""
+        return sum(f.size_bytes for f in self.files)
+
+    @property
+    def plain_bytes(self) -> int:
+        """What the tasks' own weight files take."""
+        return sum(t.source.size_bytes for t in self.tasks)
+
+    def own_bytes(self, task: TaskEntry) -> int:
+        """What the bundle's weight files hold for this task alone."""
+        return sum(f.size_bytes for f in self.files if f.path in (task.parts_path, task.head_path))
 
     def task(self, name: str) -> TaskEntry:
         """The task of that name.
@@ -223,18 +304,11 @@ def loads(text: str | bytes, where: str = MANIFEST_NAME) -> Manifest:
         IntegrityError: It is none; the message names the key.
         HubMergeError: It has a newer format than this version of hubmerge reads.
     """
-    hint = "restore the file from the repository"
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise IntegrityError(f"{where}: not valid JSON: {str(e)[:200]}", hint=hint) from e
-    version = data.get("format_version") if isinstance(data, Mapping) else None
-    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT_VERSION:
-        raise HubMergeError(
-            f"{where}: bundle format {version}; hubmerge {hubmerge.__version__} reads format {FORMAT_VERSION}",
-            hint="install a newer hubmerge",
-        )
-    try:
-        return Manifest.model_validate(data)
-    except ValidationError as e:
-        raise IntegrityError(f"{where}: {explain(e)}", hint=hint) from e
+    return parsed(Manifest, text, where, "bundle", FORMAT_VERSION)
+
+
+def own_name(prefix: str, name: str) -> str:
+    """What a tensor of the base is called by a model whose names become the base's by this prefix."""
+    if not prefix:
+        return name
+    return align.rename(name, ("+" if prefix.startswith("-") else "-") + prefix[1:])

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import hubmerge
 from hubmerge import align, layout
+from hubmerge.bundles.checkpoints import Naming, as_stored, config_of, naming
 from hubmerge.bundles.manifest import Manifest, Origin, TargetEntry
 from hubmerge.bundles.placement import Files, HeadCopy, Owner, PlacedPart
 from hubmerge.codec import Codec, CodecParams, Target, Task
 from hubmerge.codecs import get_codec
-from hubmerge.errors import PlanError
+from hubmerge.errors import PlanError, RecipeError
 from hubmerge.factors import DOWN, UP
 from hubmerge.matching import Aligned, Draft, align_adapter, align_full, check_models
 from hubmerge.spec import (
@@ -62,10 +63,7 @@ class NewTask:
     model: PinnedModel
     aligned: Aligned
     ranks: Mapping[str, int]
-    prefix: str
-    """As ``align`` found it: ``-bert.`` was stripped from the model's names, or ``+bert.`` added to them."""
-    absent: tuple[str, ...]
-    """Tensors of the base that the model does not have."""
+    naming: Naming
 
     @property
     def modules(self) -> dict[str, str]:
@@ -103,19 +101,15 @@ class BundlePlan:
         """The model with this index; -1 is the base."""
         return self.base if source < 0 else self.models[source]
 
-    def own_outputs(self, i: int) -> tuple[str, ...]:
-        """Paths of the files that new task i alone has."""
-        mine = {self.outputs[p.output].path for j in self.jobs if isinstance(j, BundleJob)
-                for part in j.private[i] for p in part.places}  # fmt: skip
-        return tuple(sorted(mine))
-
 
 def plan_bundle(recipe: Recipe, base: PinnedModel, models: Sequence[PinnedModel]) -> BundlePlan:
     """Plan a new bundle.
 
     Raises:
         PlanError: The models cannot be bundled; the message says why.
+        RecipeError: A setting that means nothing for bundles.
     """
+    _refuse_settings(recipe)
     codec = get_codec(recipe.method)
     draft = _aligned(recipe, base, models)
     settings = [recipe.settings_for("", None, draft.n_layers, False)]
@@ -126,6 +120,23 @@ def plan_bundle(recipe: Recipe, base: PinnedModel, models: Sequence[PinnedModel]
     each = tuple(codec.fixed(q, len(models)) for q in settings[0].per_model)
     shard_bytes = recipe.output.shard_size
     return _plan(draft, codec, params, each, recipe.seed, targets, 0, shard_bytes, factors=factors)
+
+
+def _refuse_settings(recipe: Recipe) -> None:
+    """Settings of merges that mean nothing for bundles, and would be passed over in silence."""
+    unused = {"dtype": None, "tokenizer": "base", "vocab": "strict"}
+    for key, default in unused.items():
+        if (given := getattr(recipe, key)) != default:
+            raise RecipeError(
+                f"{key}: {given}: a bundle gives every model back in the base's types, with its own tokenizer and the "
+                "base's vocabulary",
+                hint=f"leave {key} out",
+            )
+    data = recipe.normalized()
+    for where, given in [("parameters", data["parameters"]), *((m["name"], m["parameters"]) for m in data["models"])]:
+        for key, value in given.items():
+            if isinstance(value, list):
+                raise RecipeError(f"{where}: {key} differs between tensors; a bundle has one value for all of them")
 
 
 def _tensor_targets(draft: Draft) -> list[Target]:
@@ -204,7 +215,9 @@ def _aligned(recipe: Recipe, base: PinnedModel, models: Sequence[PinnedModel]) -
     draft.n_layers = 1 + max((n for name in base.tensors if (n := align.layer_of(name)) is not None), default=-1)
     check_models(draft)
     for model in models:
-        draft.aligned.append(align_adapter(draft, model) if model.adapter is not None else align_full(draft, model))
+        aligned = align_adapter(draft, model) if model.adapter is not None else align_full(draft, model)
+        as_stored(base, model, aligned)
+        draft.aligned.append(aligned)
     return draft
 
 
@@ -243,36 +256,26 @@ def _task(draft: Draft, i: int, identity: Task, sized: Sequence[Target], *, fact
     """A new task. Of ``sized`` targets that it leaves as they are nothing is kept: their deltas have rank 0."""
     model, aligned = draft.models[i], draft.aligned[i]
     ranks = {t.name: 0 for t in sized if aligned.inputs.get(t.name) is None}
-    return NewTask(
-        identity, model, aligned, ranks | (_ranks(aligned) if factors else {}), *_naming(draft, model, aligned)
-    )
+    known = ranks | (_ranks(aligned) if factors else {})
+    return NewTask(identity, model, aligned, known, naming(draft.base, model, aligned))
 
 
 def _refuse_other_vocabularies(draft: Draft) -> None:
     for model, aligned in zip(draft.models, draft.aligned, strict=True):
         for name, given in aligned.inputs.items():
             if isinstance(given, TensorSpec) and given.shape != draft.base.tensors[name].shape:
-                draft.problem(
-                    "error",
+                message = (
                     f"{model.repo}: tensor {name!r} has {given.shape[0]} rows, the base has "
-                    f"{draft.base.tensors[name].shape[0]}; a bundle keeps tensors of the base's shapes",
-                    "leave that model out, or exclude the tensor: it then stays the base's",
+                    f"{draft.base.tensors[name].shape[0]}; a bundle keeps tensors of the base's shapes"
                 )
+                hint = "leave that model out, or exclude the tensor: it then stays the base's"
+                draft.problems.insert(0, Problem("error", message, hint))
 
 
 def _ranks(aligned: Aligned) -> dict[str, int]:
     """Ranks of the deltas that are known as factors, by tensor."""
     parts = {n: i for n, i in aligned.inputs.items() if isinstance(i, AdapterPart) and i.kind == "low_rank"}
     return {n: p.rank for n, p in parts.items() if p.rank is not None and p.parameter == "weight"}
-
-
-def _naming(draft: Draft, model: PinnedModel, aligned: Aligned) -> tuple[str, tuple[str, ...]]:
-    """How a checkpoint's names differ from the base's, and what it lacks; an adapter leaves the base's as they are."""
-    if model.adapter is not None:
-        return "", ()
-    found = align.align(draft.base.tensors, model.tensors)
-    absent = tuple(n for n in draft.base.tensors if n not in found.tensors and n not in aligned.inputs)
-    return found.prefix, absent
 
 
 def _job(
@@ -306,10 +309,8 @@ def _small_files(draft: Draft) -> list[SmallFile]:
     """The base's config, licence files, and each task's own config."""
     files = [SmallFile("config.json", source=-1)] if "config.json" in draft.base.files else []
     files += layout.notices(draft.base)
-    for model in draft.models:
-        if model.config:
-            # Where the author's machine kept the model is nobody's business.
-            config = {k: v for k, v in model.config.items() if k != "_name_or_path"}
+    for model, aligned in zip(draft.models, draft.aligned, strict=True):
+        if (config := config_of(draft.base, model, aligned)) is not None:
             files.append(SmallFile(f"heads/{model.name}.config.json", content=layout.to_json(config)))
         if model.adapter is not None:
             own = dict(model.adapter)

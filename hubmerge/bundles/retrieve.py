@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 
 from hubmerge import align, layout
-from hubmerge.bundles.manifest import TaskEntry
-from hubmerge.bundles.store import Bundle
+from hubmerge.bundles.companions import all_files
+from hubmerge.bundles.store import DAMAGED, Bundle
 from hubmerge.bundles.stream import CHUNK, PIECE, StoredParts, ranges
 from hubmerge.codec import Target
+from hubmerge.engine import Progress
+from hubmerge.errors import IntegrityError
 from hubmerge.hub import Hub
 from hubmerge.inputs import Fetch, Inputs, read_small
 from hubmerge.output import FolderSink, Written
@@ -21,6 +23,9 @@ from hubmerge.reader import Scratch, Slot
 from hubmerge.schedule import Cancelled, Schedule
 from hubmerge.shipping import Outputs
 from hubmerge.spec import PinnedModel, TensorJob, TensorSpec, natural_key
+from hubmerge.tuning import threads
+
+_Finished = Callable[[int, str | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +42,20 @@ class _Plan:
 
 
 class Retrieval:
-    """Writes one task's model.
+    """Writes one task's model; of an adapter, the base with its changes.
 
     Args:
         bundle: Where from.
         task: Name of the task.
         scale: λ; by default the bundle's.
         workers: Threads.
+
+    Raises:
+        UsageError: No such task.
+        SourceError: The base is not at hand, or another one.
     """
 
-    def __init__(self, bundle: Bundle, task: str, *, scale: float | None = None, workers: int = 2) -> None:
+    def __init__(self, bundle: Bundle, task: str, *, scale: float | None = None, workers: int | None = None) -> None:
         self.bundle, self.workers = bundle, workers
         self.task = bundle.manifest.task(task)
         self.codec, self.params = bundle.manifest.codec_of()
@@ -63,9 +72,10 @@ class Retrieval:
         out: Path,
         *,
         fetch: Fetch = "auto",
+        max_disk_bytes: int | None = None,
         shard_bytes: int = 5_000_000_000,
         overwrite: bool = False,
-        progress: Callable[[int, int], None] = lambda *_: None,
+        progress: Callable[[Progress], None] = lambda _: None,
     ) -> tuple[Written, ...]:
         """Write the folder, which appears under its name only when everything in it is whole.
 
@@ -74,27 +84,28 @@ class Retrieval:
             HubMergeError: What else went wrong; nothing is left behind.
         """
         bundle = self.bundle
-        bundle.check([*bundle.files(task=self.task), *self._head_files()])
+        bundle.check([*bundle.files(task=self.task), *bundle.head_files(self.task)])
         jobs, outputs = layout.pack(self._jobs(), shard_bytes)
         plan = _Plan(self.base, tuple(jobs))
         total = sum(o.size_bytes for o in outputs)
         with (
             FolderSink(out, "retrieve", total, overwrite=overwrite) as sink,
-            Inputs(plan, bundle.hub, fetch) as inputs,
+            Inputs(plan, bundle.hub, fetch, max_disk_bytes) as inputs,
         ):
             files = Outputs(outputs, sink, stopped=lambda: self._schedule.error is not None)
             parts, lock, done = bundle.parts(self.task), threading.Lock(), [0]
 
-            def finished(n: int) -> None:
+            def finished(n: int, path: str | None) -> None:
                 with lock:
                     done[0] += n
-                progress(done[0], total)
+                    so_far = done[0]
+                progress(Progress(so_far, total, path))
 
             try:
                 for job in jobs:
                     self._add(job, inputs, files, parts, finished)
                 files.ship_empty()
-                self._schedule.run({"cpu": self.workers})
+                self._schedule.run({"cpu": threads(self.workers, remote=inputs.is_remote(-1))})
             except BaseException:
                 files.abort()
                 raise
@@ -107,22 +118,18 @@ class Retrieval:
         jobs: list[TensorJob] = []
         for name, spec in sorted(self.base.tensors.items(), key=lambda kv: natural_key(kv[0])):
             if name not in self.task.absent:
-                jobs.append(
-                    _job(len(jobs), own_name(self.task, name), spec, -1, "merge" if name in self.places else "copy")
-                )
-        for name, spec in self._head().items():
+                action = "merge" if name in self.places else "copy"
+                jobs.append(_job(len(jobs), self.task.own_name(name), spec, -1, action))
+        for name, spec in self.bundle.tensors(self.bundle.head_files(self.task)).items():
             jobs.append(_job(len(jobs), name, spec, 0, "copy"))
+        if len({j.name for j in jobs}) < len(jobs):
+            twice = next(j.name for i, j in enumerate(jobs) if j.name in {k.name for k in jobs[:i]})
+            raise IntegrityError(
+                f"{self.bundle.label}: task {self.task.name!r} has two tensors {twice!r}", hint=DAMAGED
+            )
         return jobs
 
-    def _head_files(self) -> list[str]:
-        return [f.path for f in self.bundle.manifest.files if f.path == self.task.head_path]
-
-    def _head(self) -> dict[str, TensorSpec]:
-        return self.bundle.tensors(self._head_files())
-
-    def _add(
-        self, job: TensorJob, inputs: Inputs, outputs: Outputs, parts: StoredParts, finished: Callable[[int], None]
-    ) -> None:
+    def _add(self, job: TensorJob, inputs: Inputs, outputs: Outputs, parts: StoredParts, finished: _Finished) -> None:
         spec = job.base
         assert spec is not None
         pieces = ranges(self.codec, self.params, job.numel, PIECE) if job.action == "merge" else _pieces(job.numel)
@@ -134,7 +141,7 @@ class Retrieval:
 
     def _write(
         self, scratch: Scratch, job: TensorJob, spec: TensorSpec, start: int, stop: int, inputs: Inputs,
-        outputs: Outputs, parts: StoredParts, finished: Callable[[int], None],
+        outputs: Outputs, parts: StoredParts, finished: _Finished,
     ) -> None:  # fmt: skip
         head = job.source == 0
         slot = Slot(spec, self.bundle.source(spec.file) if head else inputs.open(-1, spec.file))
@@ -152,8 +159,8 @@ class Retrieval:
             if job.action == "merge":
                 values = self.merged(values, spec.name, parts, a, b)
             writer.write(job.start_byte + a * width, values.contiguous().view(torch.uint8).numpy().data)
-        outputs.written(job.output, job.start_byte + start * width, job.start_byte + stop * width)
-        finished((stop - start) * width)
+        is_last = outputs.written(job.output, job.start_byte + start * width, job.start_byte + stop * width)
+        finished((stop - start) * width, outputs.path(job.output) if is_last else None)
 
     def merged(self, base: torch.Tensor, name: str, parts: StoredParts, start: int, stop: int) -> torch.Tensor:
         """Elements [start, stop) of the task's version of a base tensor, in the base's dtype."""
@@ -167,22 +174,13 @@ class Retrieval:
         return torch.add(wide, delta, alpha=self.scale).to(base.dtype)
 
     def _small_files(self, hub: Hub) -> dict[str, bytes]:
-        """The task's config, and the base's other small files."""
-        files = {f.path: read_small(self.base, hub, f.path) for f in layout.companions(self.base, self.base, -1)}
+        """The task's config and the other small files of its model."""
+        files = all_files(self.bundle, self.task, self.base, hub)
         if self.task.config:
-            files["config.json"] = self.bundle.path(self.task.config_path).read_bytes()
+            files["config.json"] = self.bundle.read(self.task.config_path)
         elif "config.json" in self.base.files:
             files["config.json"] = read_small(self.base, hub, "config.json")
         return files
-
-
-def own_name(task: TaskEntry, name: str) -> str:
-    """What a tensor of the base is called in the task's own checkpoint."""
-    prefix = task.prefix
-    if not prefix:
-        return name
-    # Matching a checkpoint to the base stripped (-) or added (+) a prefix; this is the way back.
-    return align.rename(name, ("+" if prefix.startswith("-") else "-") + prefix[1:])
 
 
 def _pieces(numel: int) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from hubmerge.bundles.deltas import Balanced, Deltas, balanced_factors
 from hubmerge.bundles.placement import HeadCopy, PlacedPart
 from hubmerge.bundles.planning import BundleJob, BundlePlan
 from hubmerge.codec import Codec, Encoding, Part, Target
+from hubmerge.engine import Progress
 from hubmerge.factors import UP
 from hubmerge.inputs import Inputs
 from hubmerge.ranking import GRAIN
@@ -97,7 +98,7 @@ class Encoder:
         workers: Threads.
         before: The shared parts of the bundle that the tasks are added to, or taken out of; None for a new one.
         remove: Take the tasks out.
-        progress: Called with the bytes written and to be written.
+        progress: Called after every finished piece.
     """
 
     plan: BundlePlan
@@ -106,7 +107,7 @@ class Encoder:
     workers: int = 2
     before: StoredParts | None = None
     remove: bool = False
-    progress: Callable[[int, int], None] = lambda *_: None
+    progress: Callable[[Progress], None] = lambda _: None
     chunk_elements: int = CHUNK
     _pairs: Balanced = field(init=False)
     _schedule: Schedule = field(init=False, default_factory=Schedule)
@@ -234,11 +235,12 @@ class Encoder:
             outputs.writer(place.output).write(at, one.contiguous().view(torch.uint8).numpy().data)
 
     def _finished(self, outputs: Outputs, output: int, start_byte: int, end_byte: int) -> None:
-        outputs.written(output, start_byte, end_byte)
+        is_last = outputs.written(output, start_byte, end_byte)
         with self._lock:
             self._done_bytes += end_byte - start_byte
             done = self._done_bytes
-        self.progress(done, sum(o.size_bytes for o in self.plan.outputs))
+        total = sum(o.size_bytes - len(o.header) for o in self.plan.outputs)
+        self.progress(Progress(done, total, self.plan.outputs[output].path if is_last else None))
 
     def _copy(self, scratch: Scratch, job: HeadCopy, outputs: Outputs) -> None:
         slot = Slot(job.base, self.inputs.open(job.source, job.base.file))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hubmerge.errors import HubMergeError
+from hubmerge.quantities import size as size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,15 +74,6 @@ def configure_logging(verbosity: int) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def size(n_bytes: float) -> str:
-    """Bytes in decimal units, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}" if unit != "B" else f"{int(n_bytes)} B"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"
-
-
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A plain table whose columns fit their contents."""
     widths = [max(len(r[i]) for r in [headers, *rows]) for i in range(len(headers))]
@@ -96,12 +88,12 @@ def fields(values: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def progress(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
+def progress(*, quiet: bool, doing: str = "merging") -> Iterator[Callable[[Progress], None]]:
     """A callback for the engine: a bar on a terminal, one line per finished file otherwise."""
     if quiet:
         yield lambda _: None
     elif sys.stderr.isatty():
-        with _bar() as callback:
+        with _bar(doing) as callback:
             yield callback
     else:
         yield _line
@@ -114,7 +106,7 @@ def _line(p: Progress) -> None:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
+def _bar(doing: str) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as RichProgress
@@ -127,7 +119,7 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         TimeRemainingColumn(),
     )
     with RichProgress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("merging", total=None)
+        task = bar.add_task(doing, total=None)
 
         def update(p: Progress) -> None:
             bar.update(task, completed=p.done_bytes, total=p.total_bytes)

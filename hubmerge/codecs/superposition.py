@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -131,6 +132,15 @@ class Superposition(Codec):
         total = sum_all(deltas)
         return tuple(float((total - d).square().sum()) for d in deltas)
 
+    def errors_after(
+        self, p: SuperpositionParams, norms: Sequence[float], errors: Sequence[float | None]
+    ) -> tuple[float | None, ...]:
+        """The other tasks' energy, where everything has signs; elsewhere norms alone do not tell it."""
+        if not p.signs or p.targets != "all" or p.skip_rate != 1:
+            return (None,) * len(norms)
+        others = ([*norms[:m], *norms[m + 1 :]] for m in range(len(norms)))
+        return tuple(math.sqrt(math.fsum(n * n for n in rest)) for rest in others)
+
 
 def _is_chosen(p: SuperpositionParams, target: Target) -> bool:
     if p.targets == "all":
@@ -161,21 +171,22 @@ def _signed_(values: torch.Tensor, target: Target, task: Task, p: SuperpositionP
         return values
     width = target.shape[-1] if target.shape else 1
     row = _columns(task, None if p.same_signs else target.name, width).to(values.device)
-    phase = start % len(row)
-    head = min(-start % len(row), len(values))
-    body = (len(values) - head) // len(row) * len(row)
+    period, n = row.numel(), values.numel()
+    head = min(-start % period, n)
+    body = (n - head) // period * period
     if head:
+        phase = start % period
         values[:head].mul_(row[phase : phase + head])
-    values[head : head + body].view(-1, len(row)).mul_(row)
-    if head + body < len(values):
-        values[head + body :].mul_(row[: len(values) - head - body])
+    values[head : head + body].view(-1, period).mul_(row)
+    if head + body < n:
+        values[head + body :].mul_(row[: n - head - body])
     return values
 
 
-@lru_cache(maxsize=256)  # chunks of a tensor follow one another, and tasks come again
+@lru_cache(maxsize=8192)  # whoever serves a bundle decodes the same tasks again and again
 def _columns(task: Task, name: str | None, width: int) -> torch.Tensor:
-    """Signs of the columns of one row, or of several rows if they are short; float32, read-only."""
+    """Signs of the columns of one row, or of several rows if they are short; int8, read-only."""
     key = stream_key("signs", task.seed, task.id, *(() if name is None else (name,)))
-    rows = np.empty((max(1, -(-_SHORTEST // max(width, 1))), width), np.float32)
+    rows = np.empty((max(1, -(-_SHORTEST // max(width, 1))), width), np.int8)
     rows[:] = signs(key, width)
     return torch.from_numpy(rows).view(-1)
