@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hubmerge.api import merge, plan, push, verify
+    from hubmerge.bundles.api import add_task, create_bundle, remove_task, retrieve_task
     from hubmerge.coding import decode_tensors, encode_tensors
     from hubmerge.memory import merge_tensors
     from hubmerge.recipe import Recipe
@@ -16,24 +17,32 @@ if TYPE_CHECKING:
 # Resolved on first use: `import hubmerge` must stay free of torch, transformers and huggingface_hub.
 _WHERE = {
     "Recipe": "hubmerge.recipe",
+    "add_task": "hubmerge.bundles.api",
+    "create_bundle": "hubmerge.bundles.api",
     "decode_tensors": "hubmerge.coding",
     "encode_tensors": "hubmerge.coding",
     "merge": "hubmerge.api",
     "merge_tensors": "hubmerge.memory",
     "plan": "hubmerge.api",
     "push": "hubmerge.api",
+    "remove_task": "hubmerge.bundles.api",
+    "retrieve_task": "hubmerge.bundles.api",
     "verify": "hubmerge.api",
 }
 
 __all__ = [
     "Recipe",
     "__version__",
+    "add_task",
+    "create_bundle",
     "decode_tensors",
     "encode_tensors",
     "merge",
     "merge_tensors",
     "plan",
     "push",
+    "remove_task",
+    "retrieve_task",
     "verify",
 ]
 
