@@ -73,6 +73,8 @@ class Outputs:
 
     def written(self, output: int, start_byte: int, end_byte: int) -> bool:
         """Count a finished range; the last one ships the file. Returns whether it did."""
+        if start_byte == end_byte:
+            return False  # an empty tensor completes nothing, and the file may have been shipped already
         self.writer(output).mark(start_byte, end_byte)
         with self._lock:
             self._left[output] -= end_byte - start_byte

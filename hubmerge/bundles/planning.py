@@ -241,6 +241,10 @@ def _plan(
     files = Files(codec, params, targets, owners, shard_bytes)
     jobs = [_job(draft, files, codec, params, targets, tasks, i, factors=factors) for i in range(len(targets))]
     _refuse_other_vocabularies(draft)
+    for owner in owners:
+        if owner.heads:
+            kept = f"{len(owner.heads)} tensors only this task has are kept in heads/{owner.name}.safetensors"
+            draft.problem("note", f"{owner.name}: {kept}")
     errors = [p for p in draft.problems if p.severity == "error"]
     if errors:
         rest = "".join(f"\n{p.message}" for p in errors[1:6])
