@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubmerge import staging
 from hubmerge.card import HUB_URL, CardFacts, render_card
 from hubmerge.devices import DeviceMap, device_map
 from hubmerge.errors import PlanError, UsageError
@@ -213,12 +214,16 @@ def push(
     *,
     options: RunOptions | None = None,
     hub: Hub | None = None,
+    resume: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Merge and publish in one commit; if anything fails, the target stays as it was.
 
+    Finished shards are staged in a branch of the target's repository. A run that ends early leaves them there, and
+    the next one of the same plan, on any machine, takes them over, unless ``resume`` is False.
+
     Raises:
-        HubMergeError: What went wrong; nothing half-made is left on the Hub.
+        HubMergeError: What went wrong; nothing half-made is left in the target's branches.
     """
     clock = _Clock()
     hub = hub or Hub()
@@ -232,9 +237,10 @@ def push(
         public=None if target.private is None else not target.private,
         overwrite=target.overwrite,
     )
+    work = _resumable(planned, recipe, resume=resume)
     with (
         tempfile.TemporaryDirectory(prefix="hubmerge-") as folder,
-        Publisher(hub, target.repo, publishing) as publisher,
+        Publisher(hub, target.repo, publishing, work) as publisher,
         Inputs(planned, hub, options.fetch, options.max_disk_bytes) as inputs,
     ):
         clock.lap("plan_s")
@@ -247,6 +253,15 @@ def push(
     written = _all_written(sink.written, files)
     timings = clock.timings()
     return Result(planned, written, timings, url=published.url, commit=published.commit, truncation=truncation)
+
+
+def clean_up(repo: str, *, hub: Hub | None = None) -> tuple[str, ...]:
+    """Remove what abandoned pushes have staged in a repository; returns the names of the branches that are gone.
+
+    Raises:
+        AccessError: The token may not write there.
+    """
+    return staging.clean_up(hub or Hub(), repo)
 
 
 def verify(target: str, *, hub: Hub | None = None) -> Report:

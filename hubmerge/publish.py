@@ -2,75 +2,26 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from hubmerge import __version__
-from hubmerge.errors import (
-    BudgetError,
-    HubMergeError,
-    IntegrityError,
-    PublishError,
-    TargetMovedError,
-    TargetNotEmptyError,
-    UsageError,
-)
-from hubmerge.hub import Hub, StagedFile
-from hubmerge.output import Written
+from hubmerge.errors import BudgetError, HubMergeError, IntegrityError, PublishError, UsageError
+from hubmerge.hub import CommitInfo, Hub, StagedFile
+from hubmerge.journal import Resumable, Written
 from hubmerge.spec import OutputFile
+from hubmerge.staging import Stage
+from hubmerge.target import PublishOptions, State, inspect, published_before
 
 log = logging.getLogger(__name__)
 
-LOCK_FILE = "hubmerge.lock.json"
-# What the Hub puts into every new repository: a repository with nothing else holds nobody's work.
-_INITIAL_FILES = frozenset({".gitattributes"})
-# Files that a loader would pick up as weights. Left from an earlier version, they would be loaded beside the new ones.
-_WEIGHTS = (
-    "model*.safetensors",
-    "model*.safetensors.index.json",
-    "pytorch_model*.bin",
-    "pytorch_model*.bin.index.json",
-    "tf_model*.h5",
-    "flax_model*.msgpack",
-    "adapter_config.json",
-    "adapter_model*.safetensors",
-    "adapter_model*.bin",
-    "hubmerge_bundle.json",
-    "bundle-*.safetensors",
-    "tasks/*.safetensors",
-    "heads/*.safetensors",
-    "heads/*.json",
-    "heads/*/*",
-    "heads/*/*/*",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class PublishOptions:
-    """Where and how to publish."""
-
-    revision: str = "main"
-    """Branch; created from main if it is missing."""
-    create_pr: bool = False
-    """Open a pull request against the branch instead of committing to it."""
-    tag: str | None = None
-    public: bool | None = None
-    """True makes the repository public after the commit; False insists on a private one; None creates a private one
-    and leaves an existing one as it is."""
-    overwrite: bool = False
-    """Publish into a repository with content that hubmerge did not make."""
-    parent: str | None = None
-    """The commit that the result continues; publishing fails if the branch is at another one."""
-    keep: frozenset[str] = frozenset()
-    """Files of the commit before that stay although they are weights or belong to some."""
-    message: str = f"Publish a merge made with hubmerge {__version__}"
+_PATIENCE_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +37,30 @@ class PublishedInfo:
 class Publisher:
     """One publication, as a context manager.
 
-    Entering checks everything that can be checked before a weight is read. Leaving without ``finish`` takes back what
-    entering has created; an existing repository is never changed except by the one commit of ``finish``.
+    Entering checks everything that can be checked before a weight is read, and finds what earlier runs of the same
+    plan have finished. Leaving without ``finish`` keeps what is staged and takes back what else was created; the
+    branches of an existing repository are never changed except by the one commit of ``finish``.
 
     Args:
         hub: The Hub, with a token that may write.
         repo: Target; without a namespace, the token's own.
         options: Where and how.
+        work: What is published, if it can be continued: its shards are then staged as they are finished.
     """
 
-    def __init__(self, hub: Hub, repo: str, options: PublishOptions | None = None) -> None:
+    def __init__(
+        self, hub: Hub, repo: str, options: PublishOptions | None = None, work: Resumable | None = None
+    ) -> None:
         self.repo = repo
         self.options = options or PublishOptions()
+        self.done: tuple[Written, ...] = ()
+        """What earlier runs have finished; known once entered."""
         self._hub = hub
+        self._work = work
         self._lock = threading.Lock()
+        self._stage: Stage | None = None
         self._staged: dict[str, StagedFile] = {}
-        self._stale: tuple[str, ...] = ()
-        self._parent = ""
+        self._state = State("main", "", {}, (), None)
         self._created_repo = False
         self._created_branch = False
         self._published = False
@@ -131,7 +89,7 @@ class Publisher:
         try:
             if not target.exists:
                 self._created_repo = self._hub.ensure_repo(self.repo, private=True)
-            self._inspect()
+            self._inspect(stageable=target.writable)
         except BaseException as error:
             self._take_back(error)
             raise
@@ -153,12 +111,15 @@ class Publisher:
                     f"{local_path} has {found} bytes, {size_bytes} were written",
                     hint="Something else changed the file; use another folder for temporary files.",
                 )
-            self._staged[path_in_repo] = self._upload(local_path, path_in_repo, sha256)
+            if self._stage is not None and self._work is not None and self._work.takes_over(path_in_repo):
+                self._stage.add(local_path, Written(path_in_repo, size_bytes, sha256))
+            else:
+                self._staged[path_in_repo] = self._upload(local_path, path_in_repo, sha256)
             local_path.unlink()
             log.info("uploaded %s (%d bytes)", path_in_repo, size_bytes)
 
     def finish(self, small_files: Mapping[str, bytes]) -> PublishedInfo:
-        """Commit all shards, the small files and the deletion of stale weights at once; then tag, then make public.
+        """Commit all shards, the small files and the deletion of stale weights at once; then visibility, then the tag.
 
         Raises:
             TargetMovedError: Somebody else committed to the branch since ``__enter__``; nothing was committed.
@@ -166,75 +127,85 @@ class Publisher:
         """
         if "README.md" in small_files:
             self._hub.validate_card(small_files["README.md"].decode())
+        if self._stage is not None:
+            self._staged |= self._stage.copies()
         for path, content in small_files.items():
             self._staged[path] = self._upload(content, path)
-        made = self._hub.commit(
-            self.repo,
-            [self._staged[path] for path in sorted(self._staged)],
-            delete=[path for path in self._stale if path not in self._staged],
-            parent=self._parent,
-            message=self.options.message,
-            revision=self.options.revision,
-            create_pr=self.options.create_pr,
-        )
+        if self._state.branch != self.options.revision:
+            self._hub.branch(self.repo, self.options.revision, self._state.parent)
+            self._created_branch = True
+        with self._stage.in_use() if self._stage is not None else nullcontext():
+            made = self._commit()
         self._published = True
         page = f"{self._hub.endpoint}/{self.repo}"
         if self.options.revision != "main":
             page += f"/tree/{self.options.revision}"
         info = PublishedInfo(self.repo, made.oid, made.pr_url or page)
+        if self._stage is not None:
+            self._stage.remove()
         self._announce(info)
         return info
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Take back what was created, unless it was published."""
-        if not self._published:
+        """Take back what was created, unless it was published; what is staged stays."""
+        if self._published:
+            return
+        if isinstance(error, KeyboardInterrupt):
+            # Whoever interrupts has waited long enough: a silent server gets a moment, not all its retries.
+            thread = threading.Thread(target=self._take_back, args=(error,), name="take back", daemon=True)
+            thread.start()
+            thread.join(_PATIENCE_S)
+        else:
             self._take_back(error)
+        if self._stage is not None and self._stage.files and error is not None:
+            error.add_note(f"{self._stage}; the same command continues from there, on any machine")
 
     def _upload(self, source: Path | bytes, path: str, sha256: str | None = None) -> StagedFile:
-        options = self.options
-        return self._hub.upload(self.repo, options.revision, source, path, sha256=sha256, create_pr=options.create_pr)
+        branch, create_pr = self._state.branch, self.options.create_pr
+        return self._hub.upload(self.repo, branch, source, path, sha256=sha256, create_pr=create_pr)
 
-    def _inspect(self) -> None:
-        """Remember the branch's head, refuse what would destroy something, and find stale weights."""
-        options = self.options
+    def _commit(self) -> CommitInfo:
+        return self._hub.commit(
+            self.repo,
+            [self._staged[path] for path in sorted(self._staged)],
+            delete=[path for path in self._state.stale if path not in self._staged],
+            parent=self._state.parent,
+            message=self.options.message,
+            revision=self.options.revision,
+            create_pr=self.options.create_pr,
+            again=self._work is not None and len(self.done) == len(self._work.outputs),
+        )
+
+    def _inspect(self, *, stageable: bool) -> None:
+        """Remember what the target holds, refuse what would destroy something, find what is finished already."""
         refs = self._hub.refs(self.repo)
-        if options.tag in refs.tags:
-            raise PublishError(f"{self.repo} has a tag {options.tag!r} already", hint="Choose another tag.")
-        if options.revision in refs.tags:
-            raise PublishError(f"{options.revision!r} is a tag of {self.repo}", hint="Publish to a branch.")
-        branch = options.revision if options.revision in refs.branches else "main"
-        if branch not in refs.branches or (options.create_pr and branch != options.revision):
-            raise PublishError(
-                f"{self.repo} has no branch {branch if branch not in refs.branches else options.revision!r}",
-                hint=f"Its branches are: {', '.join(sorted(refs.branches)) or 'none'}.",
-            )
-        self._parent = refs.branches[branch]
-        if options.parent is not None and options.parent != self._parent:
-            raise TargetMovedError(
-                f"{self.repo}@{branch} is at {self._parent[:12]} now, not at {options.parent[:12]}",
-                hint="somebody else changed it; run the same command again",
-            )
-        paths = [file.path for file in self._hub.list_files(self.repo, self._parent)]
-        foreign = sorted(set(paths) - _INITIAL_FILES) if LOCK_FILE not in paths else []
-        if foreign and not (options.overwrite or options.create_pr):
-            raise TargetNotEmptyError(
-                f"{self.repo}@{branch} holds {len(foreign)} files that hubmerge did not make, e.g. {foreign[0]}",
-                hint="Choose another repository, open a pull request (--pr), or give --overwrite (overwrite=True).",
-            )
-        self._stale = tuple(path for path in paths if is_weight_file(path) and path not in options.keep)
-        if branch != options.revision:
-            self._hub.branch(self.repo, options.revision, self._parent)
-            self._created_branch = True
+        self._state = state = inspect(self._hub, self.repo, refs, self.options)
+        work = self._work
+        published = published_before(self._hub, self.repo, state, work) if work is not None and work.resume else {}
+        # The run that published may have been killed before it ended: then the tag is its own.
+        if state.tagged is not None and not (published and state.tagged == state.parent):
+            raise PublishError(f"{self.repo} has a tag {self.options.tag!r} already", hint="Choose another tag.")
+        self._staged |= {
+            w.path: self._hub.copied(w.path, w.path, state.parent, size_bytes=w.size_bytes, sha256=w.sha256)
+            for w in published.values()
+        }
+        if work is not None and stageable:
+            self._stage = Stage(self._hub, self.repo, work, state.branch, state.parent)
+            self._stage.find(refs.branches.get(self._stage.branch))
+            published |= self._stage.files
+        self.done = tuple(published.values())
+        if work is not None and self.done:
+            log.warning("continuing: %d of %d files are finished", len(self.done), len(work.outputs))
 
     def _announce(self, info: PublishedInfo) -> None:
-        """Tag and visibility: a failure here is reported, but the commit stands."""
+        """Visibility and tag: a failure here is reported, but the commit stands."""
         try:
-            if self.options.tag:
-                self._hub.tag(self.repo, self.options.tag, info.commit)
             if self.options.public:
                 self._hub.set_visibility(self.repo, private=False)
+            if self.options.tag:
+                self._hub.tag(self.repo, self.options.tag, info.commit)
         except HubMergeError as error:
             raise PublishError(
                 f"published as commit {info.commit} of {self.repo}, but {error.message}", hint=error.hint
@@ -242,26 +213,34 @@ class Publisher:
 
     def _take_back(self, cause: BaseException | None) -> None:
         """Delete the repository or branch that this run created, if nobody has used it since."""
+        kept = self._stage is not None and bool(self._stage.files)
         try:
-            if not (self._created_repo or self._created_branch):
-                return
-            head = self._hub.head(self.repo, self.options.revision if self._created_branch else "main")
-            if self._parent and head != self._parent:
-                log.warning("%s was left in place: it has a new commit %s", self.repo, head)
-            elif self._created_repo:
-                self._hub.delete_repo(self.repo)
-            else:
-                self._hub.delete_branch(self.repo, self.options.revision)
+            if self._stage is not None and not kept:
+                self._stage.remove_if_made()
+            if self._created_branch:
+                self._take_back_branch()
+            if self._created_repo and not kept:
+                self._take_back_repo()
         except HubMergeError as error:
             # The first error is the one to report; this one only says what is left over.
             log.warning("could not clean up: %s", error.message)
             if cause is not None:
                 cause.add_note(f"Also, {error.message}; it is empty and private, delete it by hand.")
 
+    def _take_back_branch(self) -> None:
+        head = self._hub.head(self.repo, self.options.revision)
+        if head == self._state.parent:
+            self._hub.delete_branch(self.repo, self.options.revision)
+        elif head is not None:
+            log.warning("%s@%s was left in place: it has a new commit %s", self.repo, self.options.revision, head)
 
-def is_weight_file(path: str) -> bool:
-    """Whether a file of a repository holds weights, or tells a loader where they are."""
-    return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in _WEIGHTS)
+    def _take_back_repo(self) -> None:
+        branches = dict(self._hub.refs(self.repo).branches)
+        head = branches.pop("main", None)
+        if branches or (self._state.parent and head != self._state.parent):
+            log.warning("%s was left in place: somebody works with it", self.repo)
+        else:
+            self._hub.delete_repo(self.repo)
 
 
 class ShardByShard:
@@ -287,8 +266,10 @@ class ShardByShard:
         self._folder = folder
         self._publisher = publisher
         self._room = threading.Semaphore(at_once)
-        self.written: list[Written] = []
-        largest = sum(sorted((o.size_bytes for o in outputs), reverse=True)[:at_once])
+        self.written: list[Written] = list(publisher.done)
+        """The files that are finished; from the start, those of earlier runs."""
+        done = {w.path for w in self.written}
+        largest = sum(sorted((o.size_bytes for o in outputs if o.path not in done), reverse=True)[:at_once])
         free = shutil.disk_usage(folder).free
         limit = free if max_disk_bytes is None else min(free, max_disk_bytes)
         if largest > limit:
@@ -313,3 +294,6 @@ class ShardByShard:
             self.written.append(Written(output.path, output.size_bytes, sha256))
         finally:
             self._room.release()
+
+
+__all__ = ["PublishOptions", "PublishedInfo", "Publisher", "ShardByShard"]

@@ -29,7 +29,9 @@ from hubmerge.errors import (
 from hubmerge.hub import Hub
 from hubmerge.io.http import RetryPolicy
 from hubmerge.localhub import Fault, LocalHub, User
-from hubmerge.publish import LOCK_FILE, PublishedInfo, Publisher, PublishOptions, is_weight_file
+from hubmerge.lock import LOCK_NAME as LOCK_FILE
+from hubmerge.publish import PublishedInfo, Publisher, PublishOptions
+from hubmerge.target import is_weight_file
 
 FAST = RetryPolicy(attempts=3, base_wait_s=0.01, max_wait_s=0.04, connect_timeout_s=2, read_timeout_s=2)
 USERS = (User("ann", "hf_annWriteToken"), User("ann", "hf_annReadToken", "read"), User("bob", "hf_bobWriteToken"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from hubmerge.cli import _options, _output
+from hubmerge.cli import _options, _output, _signals
 from hubmerge.errors import UsageError
 
 
@@ -21,22 +22,29 @@ from hubmerge.errors import UsageError
 @click.option("--revision", help="Branch to commit to; created from main if missing.")
 @click.option("--tag", help="Tag to set on the new commit.")
 @click.option("--overwrite", is_flag=True, help="Replace weights that hubmerge did not write.")
+@_options.resume_option
+@click.option("--cleanup", is_flag=True, help="Only remove what abandoned runs have staged in the repository.")
 @_options.run_options
 def command(
     repo: str, private: bool, public: bool, create_pr: bool, revision: str | None, tag: str | None, overwrite: bool,
+    resume: bool, cleanup: bool,
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
     """Merge models and publish weights, card and lock in one commit.
 
     RECIPE is a YAML file (hubmerge's or mergekit's); without it, give --method, --base and --model.
-    Nothing is visible before everything is there; if anything fails, the target stays as it was.
+    Nothing is visible before everything is there; if anything fails, the target stays as it was. Finished shards are
+    staged in a branch hubmerge/stage-… of the repository: the same command, on any machine, continues from there.
     """
     from hubmerge import api
 
     if private and public:
         raise UsageError("--private and --public exclude each other", hint="give one of them")
     _output.configure_logging(verbose)
+    if cleanup:
+        _clean_up(repo, recipe, as_json=as_json)
+        return
     settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
     loaded = _options.load_recipe(**recipe)
     target = api.PushTarget(
@@ -44,11 +52,24 @@ def command(
         tag=tag,
         overwrite=overwrite,
     )  # fmt: skip
-    with _output.progress(quiet=quiet or as_json) as progress:
-        result = api.push(loaded, target, options=settings, progress=progress)
+    with _signals.terminable(), _output.progress(quiet=quiet or as_json) as progress:
+        result = api.push(loaded, target, options=settings, resume=resume, progress=progress)
     _output.problems(result.plan.problems, quiet=quiet)
     if as_json:
         _output.json_data(result.to_json())
     elif not quiet:
         _output.data(result.summary())
         _output.note(f"check it any time with: hubmerge verify {repo}")
+
+
+def _clean_up(repo: str, recipe: Mapping[str, Any], *, as_json: bool) -> None:
+    """Remove all staging branches, and say which."""
+    from hubmerge import api
+
+    if any(recipe.values()):
+        raise UsageError("--cleanup merges nothing", hint=f"hubmerge push --to {repo} --cleanup")
+    removed = api.clean_up(repo)
+    if as_json:
+        _output.json_data({"removed": list(removed)})
+    else:
+        _output.data("\n".join(f"removed {repo}@{name}" for name in removed) or f"{repo}: nothing is staged")

@@ -96,6 +96,10 @@ class Reader(Connection):
             )
         return content
 
+    def sha256(self, repo: str, commit: str, file: FileSpec) -> str:
+        """Digest of a file's content; only of a small one is the content read for it."""
+        return file.sha256 or hashlib.sha256(self.read_small(repo, commit, file.path)).hexdigest()
+
     def open(self, repo: str, commit: str, file: FileSpec) -> HttpSource:
         """A source for ranged reads; the Hub is asked for the file's location once, at the first read."""
         key = (repo, commit, file.path)

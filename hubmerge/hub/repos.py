@@ -18,6 +18,8 @@ class Target:
     """Its full id, namespace included."""
     exists: bool
     private: bool
+    writable: bool = True
+    """False where only pull requests may be opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,9 @@ class Repos(Reader):
         self._refuse_read_only(me, what)
         full = repo if "/" in repo else f"{me['name']}/{repo}"
         if self.call(what, full, lambda: self.api.repo_exists(full), writing=True):
-            self.call(what, full, lambda: self.api.auth_check(full, write=not create_pr), writing=True)
+            writable = self._may_write(full, what, needed=not create_pr)
             info = self.call(what, full, lambda: self.api.model_info(full, expand=["private"]), writing=True)
-            return Target(full, True, bool(info.private))
+            return Target(full, True, bool(info.private), writable)
         namespace = full.partition("/")[0]
         orgs = {org["name"]: org.get("roleInOrg", "write") for org in me.get("orgs", [])}
         if namespace != me["name"] and orgs.get(namespace, "read") == "read":
@@ -94,12 +96,13 @@ class Repos(Reader):
 
         return self.call(f"create {repo}", repo, create, writing=True)
 
-    def branch(self, repo: str, name: str, commit: str) -> None:
-        """Create a branch at a commit."""
-        what = f"create the branch {name!r} of {repo}"
-        self.call(
-            what, repo, lambda: self.api.create_branch(repo, branch=name, revision=commit), retry=False, writing=True
-        )
+    def branch(self, repo: str, name: str, commit: str, *, exist_ok: bool = False) -> None:
+        """Create a branch at a commit; with ``exist_ok``, one that is there stays where it is."""
+
+        def create() -> None:
+            self.api.create_branch(repo, branch=name, revision=commit, exist_ok=exist_ok)
+
+        self.call(f"create the branch {name!r} of {repo}", repo, create, retry=exist_ok, writing=True)
 
     def delete_branch(self, repo: str, name: str) -> None:
         """Delete a branch."""
@@ -127,6 +130,21 @@ class Repos(Reader):
         self.call(
             f"delete {repo}", repo, lambda: self.api.delete_repo(repo, repo_type="model", missing_ok=True), writing=True
         )
+
+    def _may_write(self, repo: str, what: str, *, needed: bool) -> bool:
+        """Whether the token may write to a repository; an error if it may not, or may not even read where it need not.
+
+        Raises:
+            AccessError: It may not.
+        """
+        try:
+            self.call(what, repo, lambda: self.api.auth_check(repo, write=True), writing=True)
+        except AccessError:
+            if needed:
+                raise
+            self.call(what, repo, lambda: self.api.auth_check(repo), writing=True)
+            return False
+        return True
 
     def _refuse_read_only(self, me: Mapping[str, Any], what: str) -> None:
         token = me.get("auth", {}).get("accessToken") or {}

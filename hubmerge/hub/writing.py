@@ -14,7 +14,7 @@ from hubmerge.errors import PublishError, TargetMovedError, TransportError
 from hubmerge.hub.repos import Repos
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy
 
 # A repository's .gitignore must not drop shards: this stands in for it, and is not empty so that it does.
 _IGNORE_NOTHING = "# nothing is ignored\n"
@@ -30,7 +30,7 @@ class StagedFile:
     path: str
     size_bytes: int
     sha256: str
-    operation: CommitOperationAdd = field(repr=False)
+    operation: CommitOperationAdd | CommitOperationCopy = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,36 @@ class Hub(Repos):
         info = operation.upload_info
         return StagedFile(operation.path_in_repo, info.size, info.sha256.hex(), operation)
 
+    def copied(self, path: str, source_path: str, commit: str, *, size_bytes: int, sha256: str) -> StagedFile:
+        """A file that a commit of the same repository has already, under this or another name."""
+        from huggingface_hub import CommitOperationCopy
+
+        return StagedFile(path, size_bytes, sha256, CommitOperationCopy(source_path, path, src_revision=commit))
+
+    def append(self, repo: str, branch: str, staged: Sequence[StagedFile], *, message: str) -> str:
+        """One commit of more files on top of whatever a branch points to; returns its id.
+
+        It is sent until a reply comes: adding the same files twice changes nothing.
+
+        Raises:
+            AccessError: The branch is gone, or may not be written to.
+            PublishError: The Hub refused.
+        """
+        what = f"commit to {repo}@{branch}"
+        operations: list[Any] = [file.operation for file in staged]
+
+        def send() -> str:
+            return str(self.api.create_commit(repo, operations, commit_message=message, revision=branch).oid)
+
+        for failures in range(1, self.policy.attempts + 1):
+            try:
+                return self.call(what, repo, send, writing=True)
+            except PublishError as error:
+                if not _was_overtaken(error.__cause__) or failures == self.policy.attempts:
+                    raise
+            time.sleep(self.policy.wait_s(failures))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
     def commit(
         self,
         repo: str,
@@ -97,11 +127,13 @@ class Hub(Repos):
         delete: Sequence[str] = (),
         revision: str = "main",
         create_pr: bool = False,
+        again: bool = False,
     ) -> CommitInfo:
         """One commit with all files and deletions, on top of ``parent`` or not at all.
 
         If the reply gets lost, the branch is read again: a commit that landed is recognised by a digest in its
-        description, one that did not is sent again. A pull request is not sent twice.
+        description, one that did not is sent again. A pull request is not sent twice; ``again`` says that a run before
+        may have opened it.
 
         Raises:
             TargetMovedError: The branch points to another commit than ``parent``.
@@ -114,6 +146,8 @@ class Hub(Repos):
         operations: list[Any] = [CommitOperationDelete(path, is_folder=False) for path in delete]
         operations += [file.operation for file in staged]
         mark = _MARK + _digest(staged, delete, parent)
+        if create_pr and again and (opened := self._landed_pull_request(repo, mark)) is not None:
+            return opened
         what = f"commit to {repo}@{revision}"
         for failures in range(1, self.policy.attempts + 1):
             self.session()
@@ -226,6 +260,13 @@ def _moved(repo: str, revision: str, parent: str, head: str | None) -> TargetMov
         f"{repo}@{revision} moved from {parent} to {head} while this run was working; nothing was committed",
         hint="Look at the new commit, then run the same command again to publish on top of it.",
     )
+
+
+def _was_overtaken(error: BaseException | None) -> bool:
+    """Whether somebody else's commit came in between; the Hub then refuses also those that name no parent."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return isinstance(error, HfHubHTTPError) and error.response.status_code in (409, 412)
 
 
 def _may_repeat(error: Exception) -> bool:

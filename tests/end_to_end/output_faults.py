@@ -111,10 +111,21 @@ def target_moves(scene: Scene) -> Arguments:
     def expected(before: RepoState | None) -> RepoState:
         assert before is not None
         files = (*before.files, "theirs.txt")
-        return RepoState(before.private, {"main": scene.notes["theirs"]}, before.tags, before.pull_requests, files)
+        after = RepoState(before.private, {"main": scene.notes["theirs"]}, before.tags, before.pull_requests, files)
+        return support.with_stage(after, scene.town, TARGET, "model.safetensors")
 
     scene.expected_target = expected
     return scene.push()
+
+
+def staged(arrange: Callable[[Scene], Arguments]) -> Callable[[Scene], Arguments]:
+    """Whoever fails after the weights are uploaded keeps them staged."""
+
+    def arranged(scene: Scene) -> Arguments:
+        scene.expected_target = lambda before: support.with_stage(before, scene.town, TARGET, "model.safetensors")
+        return arrange(scene)
+
+    return arranged
 
 
 def storage_refuses(scene: Scene) -> Arguments:
@@ -123,12 +134,16 @@ def storage_refuses(scene: Scene) -> Arguments:
     return scene.push()
 
 
-def commit_refused(scene: Scene) -> Arguments:
-    arguments = scene.push()
-    scene.town.hub.faults.add(
-        Fault(method="POST", path="/commit/", status=422, body='{"error": "out of luck"}', times=None)
-    )
-    return arguments
+def commit_refused(branch: str) -> Callable[[Scene], Arguments]:
+    def arrange(scene: Scene) -> Arguments:
+        arguments = scene.push()
+        path = f"/commit/{branch}"
+        scene.town.hub.faults.add(
+            Fault(method="POST", path=path, status=422, body='{"error": "out of luck"}', times=None)
+        )
+        return arguments
+
+    return arrange
 
 
 def tampered(scene: Scene) -> Arguments:
@@ -216,7 +231,7 @@ OUTPUT_CASES = [
     Case(
         "card that the Hub refuses",
         1,
-        lambda s: s.push(card={"license": "no-such-licence"}),
+        staged(lambda s: s.push(card={"license": "no-such-licence"})),
         ("front matter of README.md", "license"),
         "`card:`",
     ),
@@ -224,15 +239,29 @@ OUTPUT_CASES = [
         "storage refuses the weights",
         1,
         storage_refuses,
-        (f"cannot upload model.safetensors to {TARGET}", "HTTP 403"),
+        ("cannot upload hubmerge/stage-", f"/model.safetensors to {TARGET}", "HTTP 403"),
+        "run the same command again",
+    ),
+    Case(
+        "Hub refuses to stage",
+        1,
+        commit_refused("hubmerge/stage-"),
+        (f"cannot commit to {TARGET}@hubmerge/stage-", "out of luck"),
         "run the same command again",
     ),
     Case(
         "Hub refuses the commit",
         1,
-        commit_refused,
-        (f"cannot commit to {TARGET}@main", "out of luck"),
+        staged(commit_refused("main")),
+        (f"cannot commit to {TARGET}@main", "out of luck", "1 of 1 files are staged"),
         "run the same command again",
+    ),
+    Case(
+        "clean-up with a recipe",
+        2,
+        lambda s: s.push("--cleanup"),
+        ("--cleanup merges nothing",),
+        f"hubmerge push --to {TARGET} --cleanup",
     ),
     Case(
         "verify a missing folder",

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,21 @@ class Town:
             pull_requests=tuple(r.ref for r in refs.pull_requests or ()),
             files=tuple(self.api.list_repo_files(repo)),
         )
+
+
+def with_stage(before: RepoState | None, town: Town, repo: str, *names: str) -> RepoState:
+    """What a run leaves that ended early: everything as before, and a branch with these finished files.
+
+    A repository that was not there before is private, and has nothing in its own branch.
+    """
+    now = town.state(repo)
+    assert now is not None
+    (stage,) = (name for name in now.branches if name.startswith("hubmerge/stage-"))
+    staged = {f for f in town.api.list_repo_files(repo, revision=stage) if f.startswith(stage)}
+    assert staged == {f"{stage}/{name}" for name in ("plan.json", *names)}
+    empty = RepoState(True, {"main": now.branches["main"]}, {}, (), (".gitattributes",))
+    before = before or empty
+    return replace(before, branches={**before.branches, stage: now.branches[stage]})
 
 
 def open_town(start_hub: Callable[..., LocalHub], **options: Any) -> Town:

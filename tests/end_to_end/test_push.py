@@ -269,18 +269,33 @@ def test_same_push_again_changes_and_sends_nothing(small: Path, town: Town) -> N
 @pytest.mark.parametrize("skip", [0, 2])
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
 def test_failure_on_the_way(existing: bool, skip: int, small: Path, town: Town) -> None:
-    """Whichever upload fails, a new repository is gone and an existing one as it was."""
+    """Whichever upload fails, the repository is as it was, but for what is staged for the next run."""
     if existing:
         push(small)
     before = town.state(TARGET)
+    recipe = edited(small, "scale: 0.5")
     town.hub.faults.add(Fault(method="PUT", path="^/_lfs/", status=403, times=None, skip=skip))
-    done = support.hubmerge("push", edited(small, "scale: 0.5"), "--to", TARGET, "--public", "--revision", "next")
+    done = support.hubmerge("push", recipe, "--to", TARGET, "--public", "--revision", "next")
     assert done.code == 1, done.text
     assert f"to {TARGET}" in done.err
     assert OWNER.token not in done.text
     assert town.hub.requests.find("PUT", "^/_lfs/", status=403)
     town.hub.faults.clear()
-    assert town.state(TARGET) == before
-    answer = push(edited(small, "scale: 0.5"))
-    assert town.state(TARGET) is not None
-    assert answer["commit"]
+    shards = [o["path"] for o in planned(recipe)["outputs"]]
+    if skip:
+        assert town.state(TARGET) == support.with_stage(before, town, TARGET, *shards[:skip])
+        assert f"{skip} of {len(shards)} files are staged" in done.err
+    else:
+        assert town.state(TARGET) == before
+    town.hub.requests.clear()
+    answer = push(recipe)
+    assert len(town.hub.requests.find("PUT", "^/_lfs/")) == len(shards) - skip
+    after = town.state(TARGET)
+    assert after is not None
+    assert after.branches == {"main": answer["commit"]}
+    assert support.hubmerge("verify", TARGET).code == 0
+
+
+def planned(recipe: Path) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(support.hubmerge("plan", recipe, "--json").out)
+    return answer
