@@ -178,7 +178,9 @@ def test_results_do_not_depend_on_how_it_runs(codec: str, tmp_path: Path, monkey
     assert len(states) == 1
 
 
-def test_the_published_recipe_makes_the_same_again(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_recipe_makes_the_same_again(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = create(
         models, tmp_path / "bundle", exclude=["*.norm.*"], heads="drop", seed=7, output={"shard_size": "10KB"},
         parameters={"storage": "bfloat16", "scale": 0.5}, card={"title": "Three"},
@@ -228,7 +230,11 @@ def test_a_codec_that_shares_nothing_needs_no_model_to_remove(models: Path, tmp_
     after = support.folder_state(place)
     assert before is not None
     assert after is not None
-    assert {p for p in before if p not in after} == {"tasks/1.safetensors", "heads/b.safetensors", "heads/b.config.json"}
+    assert {p for p in before if p not in after} == {
+        "tasks/1.safetensors",
+        "heads/b.safetensors",
+        "heads/b.config.json",
+    }
     assert support.hubmerge("verify", place).code == 0
 
 
@@ -284,7 +290,9 @@ def test_small_files_come_back(tmp_path: Path) -> None:
     }  # fmt: skip
     for name in ("a", "b"):
         hubmerge.retrieve_task(place, name, tmp_path / "out" / name, base=tmp_path / "base")
-        own = {p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if p.name not in ("README.md", "config.json")}
+        own = {
+            p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if p.name not in ("README.md", "config.json")
+        }
         found = {p.name: p.read_bytes() for p in (tmp_path / "out" / name).iterdir() if p.name != "config.json"}
         assert found.keys() == own.keys()
         assert all(found[n] == own[n] for n in own if not n.endswith(".safetensors"))
