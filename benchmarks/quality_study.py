@@ -65,12 +65,14 @@ class Study:
     """The base with the heads: what fine-tuning starts from."""
     fields: Mapping[str, Field]
     """By kind of fine-tunes."""
-    seconds: float
+    wall_s: float
+    cpu_s: float
+    """Of the processor, on all cores together."""
 
 
 def run_seed(seed: int, scale_name: str, folder: Path) -> Study:
     """Train and measure everything for one seed; the folder is for its models."""
-    start_s = time.monotonic()
+    start_s, start_cpu_s = time.monotonic(), time.process_time()
     _quieten()
     make_deterministic()
     scale = SCALES[scale_name]
@@ -79,7 +81,8 @@ def run_seed(seed: int, scale_name: str, folder: Path) -> Study:
     test = Exam.draw(pictures, "test", scale.test_images)
     validation = Exam.draw(pictures, "validation", scale.validation_images)
     fields = {kind: _measure(suite, kind, test, validation, scale.grid_step) for kind in KINDS}
-    return Study(seed, test.accuracies(suite.base, suite.heads), fields, time.monotonic() - start_s)
+    base = test.accuracies(suite.base, suite.heads)
+    return Study(seed, base, fields, time.monotonic() - start_s, time.process_time() - start_cpu_s)
 
 
 def _quieten() -> None:

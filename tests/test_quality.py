@@ -244,7 +244,7 @@ def study(seed: int, **scores: float) -> Study:
     outcomes = {label: Outcome(found, found, 0.3, 1.0) for label, found in everywhere.items()}
     geometry = measure_geometry({"w": torch.eye(2)}, [{"w": torch.eye(2)}, {"w": -torch.eye(2)}], {"w"})
     field = Field(dict.fromkeys(tasks, 0.5), outcomes, geometry)
-    return Study(seed, dict.fromkeys(tasks, 0.25), dict.fromkeys(KINDS, field), 1.0)
+    return Study(seed, dict.fromkeys(tasks, 0.25), dict.fromkeys(KINDS, field), 1.0, 1.0)
 
 
 ASCENDING = {"linear": 0.5, "task_arithmetic": 0.6, "ties": 0.7, "drm": 0.8, "tsv_merge": 0.9}
@@ -254,9 +254,9 @@ def test_the_order_is_judged_by_the_mean_over_seeds() -> None:
     labels = {"drm, not renormalised": 0.75}
     studies = [study(0, **ASCENDING, **labels), study(1, **{**ASCENDING, "ties": 0.45}, **labels)]
     rows = {row[0]: row[1:] for row in order_sheet(studies, "full").rows}
-    assert rows["linear < task_arithmetic"] == ("+10.0", "2 of 2", "yes")
-    assert rows["task_arithmetic < ties"] == ("-2.5", "1 of 2", "no")
-    assert rows["drm, not renormalised < drm"] == ("+5.0", "2 of 2", "yes")
+    assert rows["linear < task_arithmetic"] == ("+10.0", "2 of 2", "+10.0", "2 of 2")
+    assert rows["task_arithmetic < ties"] == ("-2.5", "1 of 2", "-2.5", "1 of 2")
+    assert rows["drm, not renormalised < drm"] == ("+5.0", "2 of 2", "+5.0", "2 of 2")
 
 
 def test_tables_give_accuracy_as_a_fraction_of_the_fine_tunes() -> None:
