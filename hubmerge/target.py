@@ -53,7 +53,7 @@ class PublishOptions:
     parent: str | None = None
     """The commit that the result continues; publishing fails if the branch is at another one."""
     keep: frozenset[str] = frozenset()
-    """Files of the commit before that stay although they are weights or belong to some."""
+    """Files of the commit before that stay, although they are weights or hubmerge has made them."""
     message: str = f"Publish a merge made with hubmerge {__version__}"
 
 
@@ -101,8 +101,17 @@ def inspect(hub: Hub, repo: str, refs: Refs, options: PublishOptions) -> State:
             f"{repo}@{branch} holds {len(foreign)} files that hubmerge did not make, e.g. {foreign[0]}",
             hint="Choose another repository, open a pull request (--pr), or give --overwrite (overwrite=True).",
         )
-    stale = tuple(path for path in files if is_weight_file(path) and path not in options.keep)
+    ours = _made_before(hub, repo, parent) if LOCK_NAME in files else frozenset()
+    stale = tuple(p for p in files if (is_weight_file(p) or p in ours) and p not in options.keep)
     return State(branch, parent, files, stale, refs.tags.get(options.tag) if options.tag else None)
+
+
+def _made_before(hub: Hub, repo: str, commit: str) -> frozenset[str]:
+    """What hubmerge has put there; nothing is known if the lock is damaged."""
+    try:
+        return frozenset(f.path for f in loads(hub.read_small(repo, commit, LOCK_NAME)).outputs)
+    except HubMergeError:
+        return frozenset()
 
 
 def published_before(hub: Hub, repo: str, state: State, work: Resumable) -> dict[str, Written]:

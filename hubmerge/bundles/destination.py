@@ -26,7 +26,9 @@ class Destination:
     """Takes the weight files."""
     publisher: Publisher | None = None
     old: Bundle | None = None
-    """The bundle in a folder that is being changed."""
+    """The bundle in a folder that is being changed …"""
+    keep: frozenset[str] = frozenset()
+    """… and what stays of it."""
 
     @property
     def repo(self) -> str | None:
@@ -38,12 +40,11 @@ class Destination:
         """The weight files so far."""
         return tuple(self.sink.written)
 
-    def finish(self, small: Mapping[str, bytes], dropped: frozenset[str]) -> dict[str, Any]:
+    def finish(self, small: Mapping[str, bytes]) -> dict[str, Any]:
         """Make everything visible.
 
         Args:
             small: The small files that are new or have changed.
-            dropped: What the bundle before had, and this one has not.
 
         Returns:
             ``path``, or ``url`` and ``commit``.
@@ -53,8 +54,9 @@ class Destination:
             return {"url": published.url, "commit": published.commit}
         if self.old is not None:
             assert self.old.root is not None
+            gone = frozenset(f.path for f in self.old.lock().outputs) - self.keep
             self.old.close()
-            _take_over(self.old.root, self.sink.folder, dropped | small.keys())
+            _take_over(self.old.root, self.sink.folder, gone | small.keys())
         self.sink.commit(small)
         return {"path": self.sink.out}
 
@@ -86,7 +88,7 @@ def folder(out: Path, *, overwrite: bool = False, old: Bundle | None = None) -> 
     def open_folder(outputs: Sequence[OutputFile], digest: str, keep: frozenset[str]) -> Iterator[Destination]:
         needed_bytes = sum(o.size_bytes for o in outputs)
         with FolderSink(out, digest[:12], needed_bytes, overwrite=overwrite or old is not None) as sink:
-            yield Destination(sink, old=old)
+            yield Destination(sink, old=old, keep=keep)
 
     return open_folder
 

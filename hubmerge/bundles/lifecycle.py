@@ -16,11 +16,11 @@ from hubmerge.bundles.lock import bundle_lock
 from hubmerge.bundles.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Origin, TargetEntry, TaskEntry
 from hubmerge.bundles.planning import BundlePlan, plan_addition, plan_bundle
 from hubmerge.bundles.recipes import recipe_for, recipe_of
-from hubmerge.bundles.store import Bundle, digest_of, pinned_again
+from hubmerge.bundles.store import DAMAGED, Bundle, digest_of, pinned_again
 from hubmerge.bundles.stream import Encoder, Findings
 from hubmerge.card import HUB_URL
 from hubmerge.engine import Progress
-from hubmerge.errors import AccessError, SourceError, TransportError, UsageError
+from hubmerge.errors import AccessError, IntegrityError, SourceError, TransportError, UsageError
 from hubmerge.hub import Hub
 from hubmerge.inputs import Fetch, Inputs, read_small
 from hubmerge.lock import LOCK_NAME, Digested, OutputDigest, dumps
@@ -171,8 +171,7 @@ def _finish(
     manifest: Manifest,
     plan: BundlePlan | None,
     small: dict[str, bytes],
-    old: Bundle | None = None,
-    dropped: frozenset[str] = frozenset(),
+    kept: Sequence[OutputDigest] = (),
 ) -> Made:
     """Write what describes the bundle, and make it visible.
 
@@ -182,23 +181,20 @@ def _finish(
         manifest: Of the bundle as it is now.
         plan: What was encoded, if anything was.
         small: Small files of new tasks; of a new bundle, the base's too.
-        old: The bundle before, whose other files stay.
-        dropped: Its files that do not.
+        kept: What stays of the bundle before.
     """
-    weights = {f.path for f in (manifest.files if old is None else (*manifest.files, *old.manifest.files))}
-    gone = _MADE_ANEW | dropped | weights | small.keys()
-    kept = [f for f in old.lock().outputs if f.path not in gone] if old is not None else []
     recipe = recipe_of(manifest)
     small[RECIPE_NAME] = recipe.to_yaml().encode()
     small[MANIFEST_NAME] = manifest.dumps().encode()
     # A card that is published links to where it is published; one in a folder to the Hub that everyone knows.
     small[CARD_NAME] = bundle_card(manifest, place.repo, hub.endpoint if place.repo else HUB_URL).encode()
     digest = plan.digest if plan is not None else hashlib.sha256(small[MANIFEST_NAME]).hexdigest()
-    new = [Written(path, len(c), hashlib.sha256(c).hexdigest()) for path, c in small.items()]
-    files: list[Digested] = [*kept, *manifest.files, *new]
+    weights = {f.path for f in manifest.files}
+    files: list[Digested] = [*manifest.files, *(f for f in kept if f.path not in weights)]
+    files += [Written(path, len(c), hashlib.sha256(c).hexdigest()) for path, c in small.items()]
     small[LOCK_NAME] = dumps(bundle_lock(manifest, recipe.normalized(), files, digest)).encode()
     notes = plan.problems if plan is not None else ()
-    return Made(manifest, place.written, notes, **place.finish(small, dropped))
+    return Made(manifest, place.written, notes, **place.finish(small))
 
 
 # --- add and remove ---------------------------------------------------------------------------------------------
@@ -223,14 +219,13 @@ def add(bundle: Bundle, model: ModelRef, name: str | None, hub: Hub, destination
     plan = plan_addition(manifest, recipe_for(manifest, base, pinned), base, pinned)
     shared = bundle.shared_files()
     bundle.check(shared)
-    keep = frozenset(f.path for f in manifest.files).difference(shared)
-    with destination(plan.outputs, plan.digest, keep | _small_paths(manifest.tasks)) as place:
+    kept = _kept(bundle, shared)
+    with destination(plan.outputs, plan.digest, frozenset(f.path for f in kept)) as place:
         findings = _encode(plan, hub, place, running, bundle)
-        kept = companions(base, pinned, hub)
-        entry = _entry(plan, 0, findings, kept)
-        changed = _changed(manifest, (*manifest.tasks, entry), keep, place, next_id=manifest.next_id + 1)
-        dropped = frozenset(f.path for f in manifest.files) - {f.path for f in changed.files}
-        return _finish(place, hub, changed, plan, _task_files(plan, entry, kept), bundle, dropped)
+        own = companions(base, pinned, hub)
+        entry = _entry(plan, 0, findings, own)
+        changed = _changed(manifest, (*manifest.tasks, entry), kept, place, next_id=manifest.next_id + 1)
+        return _finish(place, hub, changed, plan, _task_files(plan, entry, own), kept)
 
 
 def remove(bundle: Bundle, name: str, folder: str | None, hub: Hub, destination: Open, running: Running) -> Made:
@@ -257,15 +252,13 @@ def remove(bundle: Bundle, name: str, folder: str | None, hub: Hub, destination:
         raise UsageError(f"{name!r} is the only task of {bundle.label}", hint="delete the bundle instead")
     shared = bundle.shared_files()
     rest = tuple(t for t in manifest.tasks if t.id != task.id)
-    keep = frozenset(f.path for f in manifest.files).difference(shared, (task.parts_path, task.head_path))
+    kept = _kept(bundle, [*shared, task.parts_path, task.head_path, *task.small_paths])
     plan = _removal(bundle, task, folder, hub) if shared else None
     outputs, digest = (plan.outputs, plan.digest) if plan is not None else ((), task.source.header_sha256)
-    with destination(outputs, digest, keep | _small_paths(rest)) as place:
+    with destination(outputs, digest, frozenset(f.path for f in kept)) as place:
         if plan is not None:
             _encode(plan, hub, place, running, bundle, remove=True)
-        changed = _changed(manifest, rest, keep, place)
-        dropped = frozenset(f.path for f in manifest.files) - {f.path for f in changed.files}
-        return _finish(place, hub, changed, plan, {}, bundle, dropped | _small_paths([task]))
+        return _finish(place, hub, _changed(manifest, rest, kept, place), plan, {}, kept)
 
 
 def _removal(bundle: Bundle, task: TaskEntry, folder: str | None, hub: Hub) -> BundlePlan:
@@ -304,18 +297,30 @@ def _check_incremental(bundle: Bundle, what: str) -> None:
         )
 
 
-def _small_paths(tasks: Sequence[TaskEntry]) -> frozenset[str]:
-    return frozenset(path for task in tasks for path in task.small_paths)
+def _kept(bundle: Bundle, gone: Sequence[str]) -> list[OutputDigest]:
+    """What stays of a bundle that changes: what is not gone, nor made anew every time.
+
+    Raises:
+        IntegrityError: The lock contradicts the manifest.
+    """
+    locked = bundle.lock().outputs
+    for file in bundle.manifest.files:
+        if file not in locked:
+            raise IntegrityError(
+                f"{bundle.label}: {LOCK_NAME} and {MANIFEST_NAME} contradict each other about {file.path}", hint=DAMAGED
+            )
+    return [f for f in locked if f.path not in _MADE_ANEW.union(gone)]
 
 
 def _changed(
-    manifest: Manifest, tasks: tuple[TaskEntry, ...], keep: frozenset[str], place: Destination, **changes: Any
+    manifest: Manifest, tasks: tuple[TaskEntry, ...], kept: Sequence[OutputDigest], place: Destination, **changes: Any
 ) -> Manifest:
     """The manifest with other tasks, files that stay and files that were written."""
     codec, params = manifest.codec_of()
     if not manifest.factors:
         errors = codec.errors_after(params, [t.norm for t in tasks], [t.error for t in tasks])
         tasks = tuple(t.model_copy(update={"error": e}) for t, e in zip(tasks, errors, strict=True))
-    files = _listed([*(f for f in manifest.files if f.path in keep), *place.written])
+    stay = {f.path for f in kept}
+    files = _listed([*(f for f in manifest.files if f.path in stay), *place.written])
     version = {"hubmerge_version": hubmerge.__version__}
     return manifest.model_copy(update={"tasks": tasks, "files": files, **version, **changes})

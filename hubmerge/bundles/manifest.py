@@ -262,8 +262,8 @@ class Manifest(BaseModel):
         known = ", ".join(t.name for t in self.tasks) or "none"
         raise UsageError(f"the bundle has no task {name!r}", hint=f"its tasks: {known}")
 
-    def codec_of(self) -> tuple[Codec, CodecParams]:
-        """The codec and its parameters.
+    def codec_of(self, where: str = MANIFEST_NAME) -> tuple[Codec, CodecParams]:
+        """The codec and its parameters; messages call the manifest ``where``.
 
         Raises:
             HubMergeError: This version does not know the codec.
@@ -273,13 +273,15 @@ class Manifest(BaseModel):
             codec = get_codec(self.codec)
         except UnknownMethodError as e:
             raise HubMergeError(
-                f"{MANIFEST_NAME}: the codec {self.codec!r} is not known to hubmerge {hubmerge.__version__}",
+                f"{where}: the codec {self.codec!r} is not known to hubmerge {hubmerge.__version__}",
                 hint=f"it was made by hubmerge {self.hubmerge_version}; install that version or a newer one",
             ) from e
         try:
             params = codec.parameters.model_validate_json(json.dumps(self.parameters), strict=True)
         except ValidationError as e:
-            raise IntegrityError(f"{MANIFEST_NAME}: parameters: {explain(e)}", hint="restore the file") from e
+            raise IntegrityError(
+                f"{where}: parameters: {explain(e)}", hint="restore the file from the repository"
+            ) from e
         assert isinstance(params, CodecParams)
         return codec, params
 

@@ -243,8 +243,8 @@ def _plan(
     _refuse_other_vocabularies(draft)
     for owner in owners:
         if owner.heads:
-            kept = f"{len(owner.heads)} tensors only this task has are kept in heads/{owner.name}.safetensors"
-            draft.problem("note", f"{owner.name}: {kept}")
+            what = f"{len(owner.heads)} of its tensors, which the base does not have"
+            draft.problem("note", f"{owner.name}: {what}, are kept in heads/{owner.name}.safetensors")
     errors = [p for p in draft.problems if p.severity == "error"]
     if errors:
         rest = "".join(f"\n{p.message}" for p in errors[1:6])

@@ -220,7 +220,7 @@ def open_bundle(place: str, hub: Hub, *, base: str | None = None) -> Bundle:
             raise SourceError(f"{label}: no bundle: it has no {MANIFEST_NAME}", hint=_GIVE)
         found = loads(hub.read_small(repo, commit, MANIFEST_NAME), f"{label}/{MANIFEST_NAME}")
         bundle = Bundle(label, hub, found, None, repo, commit, revision or None, base)
-    bundle.manifest.codec_of()
+    bundle.manifest.codec_of(f"{bundle.label}/{MANIFEST_NAME}")
     return bundle
 
 
