@@ -8,11 +8,11 @@ from itertools import permutations
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (the field's own name for it)
 from sklearn.datasets import load_sample_images
 from torch import Generator, Tensor
 
 from examples.demo.data import (
+    BLOCK_SIZE,
     CROPS_PER_PHOTO,
     DIGIT_NAMES,
     IMAGE_SIZE,
@@ -26,9 +26,6 @@ from examples.demo.data import (
 )
 from examples.demo.data import TASKS as DEMO_TASKS
 
-# Colour patches of one photograph overlap, as the demo's gray ones do, so blocks of pixels are dealt to the splits
-# first. A patch is shown at half its resolution: a larger part of the photograph tells more about its colours.
-BLOCK_SIZE, PATCH_SIZE = 40, 32
 LOOPS = torch.tensor((1, 0, 0, 0, 0, 0, 1, 0, 2, 1))
 """Closed loops in each digit; these writers leave the 4 open."""
 ORDERS = torch.tensor(list(permutations(range(3))))
@@ -38,7 +35,7 @@ ORDER_NAMES = tuple("".join("RGB"[channel] for channel in order) for order in OR
 
 @dataclass(frozen=True, slots=True)
 class Pictures(Images):
-    """The demo's images, and colour patches (N, 3, 16, 16) labelled by their photograph."""
+    """The demo's images, and its patches of photographs in colour: (N, 3, 16, 16)."""
 
     colours: Mapping[Split, Examples]
 
@@ -67,7 +64,10 @@ def load_pictures(seed: int = 0) -> Pictures:
 
 
 def _patches(photographs: list[Tensor], split: Split, seed: int) -> Examples:
-    """Random patches inside this split's blocks of each photograph (3, H, W)."""
+    """The very patches of each photograph (3, H, W) that the demo shows in gray.
+
+    Of the same blocks, so that no split shows in colour what another shows in gray.
+    """
     cut, labels = [], []
     for label, photo in enumerate(photographs):
         rows, columns = (side // BLOCK_SIZE for side in photo.shape[1:])
@@ -76,11 +76,11 @@ def _patches(photographs: list[Tensor], split: Split, seed: int) -> Examples:
         mine = {"train": blocks[:first], "validation": blocks[first:second], "test": blocks[second:]}[split]
         rng = np.random.default_rng([seed, label, SPLITS.index(split)])
         for _ in range(CROPS_PER_PHOTO[split]):
-            row, column = divmod(int(rng.choice(mine)), columns)
-            top, left = np.array((row, column)) * BLOCK_SIZE + rng.integers(0, BLOCK_SIZE - PATCH_SIZE + 1, size=2)
-            cut.append(photo[:, top : top + PATCH_SIZE, left : left + PATCH_SIZE])
+            block, (dy, dx) = rng.choice(mine), rng.integers(0, BLOCK_SIZE - IMAGE_SIZE + 1, size=2)
+            top, left = block // columns * BLOCK_SIZE + dy, block % columns * BLOCK_SIZE + dx
+            cut.append(photo[:, top : top + IMAGE_SIZE, left : left + IMAGE_SIZE])
             labels.append(label)
-    return Examples(F.interpolate(torch.stack(cut), size=IMAGE_SIZE, mode="area"), torch.tensor(labels))
+    return Examples(torch.stack(cut), torch.tensor(labels))
 
 
 def reordered(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from examples.demo.data import IMAGE_SIZE, SPLITS
+from examples.demo.data import BLOCK_SIZE, IMAGE_SIZE, SPLITS, _equal_contrast
 from hubmerge.memory import merge_tensors
 from hubmerge.methods import all_methods
 
@@ -69,15 +69,19 @@ def test_an_exam_is_the_same_at_every_call(pictures: Pictures) -> None:
         assert all(map(torch.equal, one, other))
 
 
-def test_colour_patches_of_different_splits_share_no_pixel() -> None:
-    block = quality_tasks.BLOCK_SIZE
-    rows, columns = torch.arange(5 * block) // block, torch.arange(7 * block) // block
-    # Every pixel tells its block; one that belongs to no whole block would give a mean that is no whole number.
-    photo = (7 * rows[:, None] + columns).float().expand(3, -1, -1)
-    seen = {split: quality_tasks._patches([photo], split, seed=0).images for split in SPLITS}
-    blocks = {split: set(images.unique().tolist()) for split, images in seen.items()}
-    assert set.union(*blocks.values()) <= set(map(float, range(35)))
-    assert sum(map(len, blocks.values())) == len(set.union(*blocks.values()))
+def test_colour_patches_are_those_that_the_demo_shows_in_gray(pictures: Pictures) -> None:
+    for split in SPLITS:
+        colours, photos = pictures.colours[split], pictures.photos[split]
+        gray = _equal_contrast(colours.images.mean(dim=1, keepdim=True))
+        torch.testing.assert_close(gray, photos.images, rtol=0, atol=1e-4)
+        assert torch.equal(colours.labels, photos.labels)
+
+
+def test_patches_of_different_splits_share_no_pixel() -> None:
+    rows, columns = torch.arange(5 * BLOCK_SIZE) // BLOCK_SIZE, torch.arange(7 * BLOCK_SIZE) // BLOCK_SIZE
+    photo = (7 * rows[:, None] + columns).float().expand(3, -1, -1)  # every pixel tells its block
+    blocks = [set(quality_tasks._patches([photo], split, seed=0).images.unique().tolist()) for split in SPLITS]
+    assert sum(map(len, blocks)) == len(set.union(*blocks)) == 35
 
 
 def test_reordered_channels_are_where_the_order_says(pictures: Pictures) -> None:
