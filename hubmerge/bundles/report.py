@@ -43,7 +43,8 @@ class Sizes:
     @property
     def verdict(self) -> str:
         """The comparison in a sentence, the base counted where it is needed."""
-        models = f"the {'adapter' if self.adapters == self.tasks else 'model'}{'s' * (self.tasks != 1)} as they are"
+        noun, many = "adapter" if self.adapters == self.tasks else "model", self.tasks != 1
+        models = f"the {noun}s as they are" if many else f"the {noun} as it is"
         if self.adapters == self.tasks:
             ours, plain, needed = self.bundle_bytes, self.plain_bytes, ""
         else:
@@ -51,7 +52,8 @@ class Sizes:
             models += " with it" if self.adapters else ""
         if self.saves:
             return f"The bundle{needed} takes {size(ours)}, {models} {size(plain)}: {ours / plain:.2f} of it."
-        return f"Plain storage is no larger: {models} take {size(plain)}, the bundle{needed} {size(ours)}."
+        take = "take" if many else "takes"
+        return f"Plain storage is no larger: {models} {take} {size(plain)}, the bundle{needed} {size(ours)}."
 
 
 def task_rows(manifest: Manifest) -> list[dict[str, Any]]:
