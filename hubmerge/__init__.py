@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from hubmerge.api import merge, plan, push, verify
     from hubmerge.bundles.api import add_task, create_bundle, remove_task, retrieve_task
+    from hubmerge.bundles.serving import load_bundle
     from hubmerge.coding import decode_tensors, encode_tensors
     from hubmerge.memory import merge_tensors
     from hubmerge.recipe import Recipe
@@ -21,6 +22,7 @@ _WHERE = {
     "create_bundle": "hubmerge.bundles.api",
     "decode_tensors": "hubmerge.coding",
     "encode_tensors": "hubmerge.coding",
+    "load_bundle": "hubmerge.bundles.serving",
     "merge": "hubmerge.api",
     "merge_tensors": "hubmerge.memory",
     "plan": "hubmerge.api",
@@ -37,6 +39,7 @@ __all__ = [
     "create_bundle",
     "decode_tensors",
     "encode_tensors",
+    "load_bundle",
     "merge",
     "merge_tensors",
     "plan",
