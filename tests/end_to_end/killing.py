@@ -131,5 +131,5 @@ class Runs:
         assert self._server.stdout is not None
         answer = self._server.stdout.readline()
         if not answer:
-            raise RuntimeError("the process that forks runs has ended")
+            raise RuntimeError(f"the process that forks runs has ended: {self._server.wait()}")
         return answer

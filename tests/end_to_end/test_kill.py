@@ -37,6 +37,8 @@ parameters: {{scale: {scale}}}
 output: {{shard_size: 80KB}}
 """
 Files = dict[str, str]
+new = pytest.mark.parametrize("world", ["new"], indirect=True)
+new_or_existing = pytest.mark.parametrize("world", ["new", "existing"], indirect=True)
 
 
 # --- the stage --------------------------------------------------------------------------------------------------
@@ -44,7 +46,7 @@ Files = dict[str, str]
 
 @dataclass
 class World:
-    """A Hub with three models, and with what was published before; it can be put back to that state."""
+    """A Hub with three models, perhaps with an earlier merge of them; it can be put back to that state."""
 
     tmp: Path
     port: int
@@ -78,7 +80,7 @@ class World:
             return files_of(town.api), before, first.took_s
 
 
-@pytest.fixture(scope="module", params=["new", "existing"])
+@pytest.fixture(scope="module")
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """The target is not there, or has an earlier merge."""
     tmp = tmp_path_factory.mktemp("world")
@@ -153,7 +155,7 @@ class Reader:
                 self.errors.append(error)
                 return
             self.looks += 1
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def _load(self, api: HfApi, commit: str) -> None:
         weights = [path for path in self.seen[-1] if path.endswith(".safetensors")]
@@ -195,7 +197,7 @@ class Series:
 
 
 def assert_never_partial(reader: Reader, before: Files | None, after: Files) -> None:
-    assert reader.looks > 10
+    assert reader.looks > 5
     for state in reader.seen:
         assert state in (after, before) or (before is None and set(state) == {".gitattributes"})
     assert reader.seen[-1] == after
@@ -221,12 +223,14 @@ def kill_at_random(world: World, kills: int, per_push: int, seed: int) -> None:
         done += series.kills
 
 
+@new_or_existing
 def test_killed_at_random_moments(world: World) -> None:
     kill_at_random(world, kills=3, per_push=3, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@new_or_existing
 def test_killed_at_many_random_moments(world: World) -> None:
     kill_at_random(world, kills=60, per_push=6, seed=2)
 
@@ -245,6 +249,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.parametrize("world", ["new", pytest.param("existing", marks=pytest.mark.slow)], indirect=True)
 def test_killed_at_every_step(world: World) -> None:
     """Once while the request is on its way and never arrives, and once when it was done and only the reply is lost."""
     flags = ("--public", "--tag", "v1")
@@ -269,6 +274,7 @@ def test_killed_at_every_step(world: World) -> None:
 # --- ended by a signal ------------------------------------------------------------------------------------------
 
 
+@new
 @pytest.mark.parametrize(
     ("number", "method", "path", "skip"),
     [
@@ -300,6 +306,7 @@ def test_signals_end_a_run_in_seconds(world: World, number: int, method: str, pa
 # --- into a folder ----------------------------------------------------------------------------------------------
 
 
+@new
 def test_a_merge_into_a_folder_killed_at_random_moments(world: World) -> None:
     with world.town() as town:
         town.hub.limits.read_bytes_s = 2_000_000
