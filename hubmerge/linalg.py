@@ -1,6 +1,6 @@
-"""The matrix kernels that cost time: truncated singular value decomposition and polar factor, in float64.
+"""The matrix kernels that cost time: singular value decompositions and polar factors, in float64 unless they say not.
 
-Both leave out numerically null directions. Singular vectors of null directions are arbitrary, and a method that
+All leave out numerically null directions. Singular vectors of null directions are arbitrary, and a method that
 gave them energy would add noise of the size of its result.
 
 A delta is a matrix, or a ``LowRank`` whose product is never formed: its decompositions are those of a core between the
@@ -9,16 +9,24 @@ orthonormal factors of its two sides (as in Core Space, arXiv 2509.17786), exact
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from hubmerge import gram
 from hubmerge.arithmetic import onto_base, scaled_, weighted_sum
+from hubmerge.gram import Subspaces, gram_matrix, roots
 from hubmerge.spec import LowRank, TensorGroup
 
 Delta = torch.Tensor | LowRank
 """A matrix (out, in), or its factors."""
+ACCURACY = 7e-5
+"""Relative error, as estimated, that is accepted of results for float32 data: less than 1e-4 by a margin."""
+_LARGE = 256
+"""Rows and columns; what is smaller takes a moment, and is computed to all digits."""
+_NULL = {torch.float32: 1e-6, torch.float64: 1e-10}
+"""Directions of subspaces put together that count as shared: fractions of the largest singular value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +91,7 @@ def truncated_svd(
     tolerance = rank_tolerance(shape, precision) if tolerance is None else tolerance
     if not bool(torch.isfinite(matrix).all()):
         return _empty(matrix, shape, 1, torch.nan)
-    if not bool(matrix.any()):
+    if most == 0 or not bool(matrix.any()):
         return _empty(matrix, shape, 0)
     found = _through_gram(matrix, most, tolerance) if precision == torch.float32 else None
     if found is not None:
@@ -120,34 +128,75 @@ def _through_gram(matrix: torch.Tensor, most: int, tolerance: float) -> Svd | No
     if matrix.shape[0] < matrix.shape[1]:
         found = _through_gram(matrix.T, most, tolerance)
         return None if found is None else found.T
-    m, n = matrix.shape
-    gram = matrix.T @ matrix
-    total = float(gram.trace())
-    squares, vectors = torch.linalg.eigh(gram)
-    del gram
-    error = (m + n) * torch.finfo(torch.float64).eps * total
-    floor = tolerance**2 * float(squares[-1])
-    r = min(most, int((squares > floor).sum()))
-    blurred = r < most and error > floor
-    if r == 0 or blurred or error > m * torch.finfo(torch.float32).eps * float(squares[n - r]):
-        return None
-    values, right = squares[n - r :].flip(0).sqrt(), vectors[:, n - r :].flip(1)
-    return Svd((matrix @ right).div_(values), values, right.T)
+    values, right = roots(gram_matrix(matrix), matrix.shape[0], most, tolerance)
+    return Svd((matrix @ right).div_(values), values, right.T) if len(values) else None
 
 
 def polar_factor(matrix: torch.Tensor, precision: torch.dtype) -> torch.Tensor:
     """The orthogonal factor of the polar decomposition, as a partial isometry: zero on null directions.
 
+    Large ones of float32 data are computed from the Gram matrix, in float32 or, if that is not as accurate as
+    ``ACCURACY`` says, in float64; all others are singular vectors.
+
     Args:
-        matrix: (m, n), float64; its columns or rows may be linearly dependent.
+        matrix: (m, n), its columns or rows may be linearly dependent.
         precision: Of the data behind it: σ up to 1e-6 (float32) or 1e-10 (float64) of the largest counts as null.
 
     Returns:
-        (m, n): orthonormal columns if m ≥ n and the rank is full, orthonormal rows if m ≤ n.
+        (m, n), float32 or float64: orthonormal columns if m ≥ n and the rank is full, orthonormal rows if m ≤ n.
     """
-    tolerance = 1e-6 if precision == torch.float32 else 1e-10
-    found = truncated_svd(matrix, tolerance=tolerance, precision=precision)
-    return found.left @ found.right
+    if precision == torch.float32 and _is_large(matrix):
+        for dtype in (torch.float32, torch.float64):
+            found = gram.polar_factor(matrix.to(dtype), matrix.new_zeros((), dtype=dtype), _NULL[precision])
+            if found is not None and found[1] <= ACCURACY / 2:
+                return found[0]
+    exact = truncated_svd(matrix.double(), tolerance=_NULL[precision], precision=precision)
+    return exact.left @ exact.right
+
+
+def joined_subspaces(deltas: Sequence[Delta], k: int) -> tuple[list[Subspaces], torch.Tensor, torch.Tensor]:
+    """Leading singular subspaces of matrices, and what makes all of them orthogonal to one another.
+
+    Large float32 matrices are worked on in float32, if by the estimates of ``gram`` that moves the two polar factors,
+    relatively, by no more than ``ACCURACY`` together.
+
+    Args:
+        deltas: Matrices (m, n), or factors.
+        k: Directions of each; null ones are left out.
+
+    Returns:
+        The subspaces, and the polar factors (m, q) of their left sides and (q, n) of their right sides, all together.
+    """
+    precision = dtype_of(deltas[0])
+    found = [_leading_subspaces(d, k) for d in deltas]
+    errors = torch.cat([f.errors for f in found]).float()
+    if bool(errors.any()):
+        left, right = (gram.polar_factor(x.float(), errors, _NULL[precision]) for x in _sides(found))
+        if left is not None and right is not None and left[1] + right[1] <= ACCURACY:
+            return found, left[0], right[0]
+        found = [_exact_subspaces(d, k) for d in deltas]
+    left_side, right_side = _sides(found)
+    return found, polar_factor(left_side, precision), polar_factor(right_side, precision)
+
+
+def _sides(parts: Sequence[Subspaces]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.cat([p.left for p in parts], dim=1), torch.cat([p.right for p in parts], dim=0)
+
+
+def _leading_subspaces(delta: Delta, k: int) -> Subspaces:
+    if isinstance(delta, LowRank) or delta.dtype != torch.float32 or not _is_large(delta):
+        return _exact_subspaces(delta, k)
+    return gram.leading_subspaces(delta, min(k, *delta.shape)) or _exact_subspaces(delta, k)
+
+
+def _exact_subspaces(delta: Delta, k: int) -> Subspaces:
+    found = truncated_svd(delta, k)
+    return Subspaces(found.left, found.values.diag(), found.right, torch.zeros_like(found.values))
+
+
+def _is_large(matrix: torch.Tensor) -> bool:
+    """Whether it is worth while to be content with less than all digits; nor is it done for damaged matrices."""
+    return min(matrix.shape) >= _LARGE and bool(torch.isfinite(matrix).all() & matrix.any())
 
 
 def is_matrix(group: TensorGroup, *, embeddings: bool = False) -> bool:
@@ -252,16 +301,34 @@ def joint_svd(deltas: Sequence[Delta], cutoff: float) -> JointSvd:
     m, n = shape_of(deltas[0])
     precision = dtype_of(deltas[0])
     tolerance = max(cutoff, rank_tolerance((m, n * len(deltas)), precision))
-    stacked = torch.cat([columns.double() for columns, _ in thin], dim=1)
-    found = truncated_svd(stacked, tolerance=tolerance, precision=precision)
-    del stacked
-    noise = rank_tolerance((m, n * len(deltas)), torch.float64) * found.values[:1] / found.values
-    rows = []
-    for part, (_, basis) in zip(torch.split(found.right, [c.shape[1] for c, _ in thin], dim=1), thin, strict=True):
+    left, values, parts = _side_by_side([columns for columns, _ in thin], tolerance, precision)
+    noise = rank_tolerance((m, n * len(deltas)), torch.float64) * values[:1] / values
+    rows = left.new_empty(len(deltas), len(values), n)
+    for row, part, (_, basis) in zip(rows, parts, thin, strict=True):
         # A delta that has no part in a vector gets exact zeros there: renormalised, rounding errors would count.
         part.masked_fill_((torch.linalg.vector_norm(part, dim=1) <= noise)[:, None], 0.0)
-        rows.append(part if basis is None else part @ basis.T)
-    return JointSvd(found.left, found.values, torch.stack(rows))
+        row.copy_(part if basis is None else part @ basis.T)
+    return JointSvd(left, values, rows)
+
+
+def _side_by_side(
+    blocks: Sequence[torch.Tensor], tolerance: float, precision: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, Iterable[torch.Tensor]]:
+    """Left vectors and values of ``[… block …]``, and each block's part (q, c) of the right ones, made when asked for.
+
+    As ``truncated_svd`` does it; through the Gram matrix, the blocks need not be put together in float64.
+    """
+    m, width = blocks[0].shape[0], sum(b.shape[1] for b in blocks)
+    if precision == torch.float32 and 0 < m <= width and all(bool(torch.isfinite(b).all()) for b in blocks):
+        total = blocks[0].new_zeros(m, m, dtype=torch.float64)
+        for block in blocks:
+            total += gram_matrix(block.double().T)
+        values, left = roots(total, width, m, tolerance)
+        if len(values):
+            return left, values, ((left.T @ block.double()).div_(values[:, None]) for block in blocks)
+    stacked = torch.cat([b.double() for b in blocks], dim=1)
+    found = truncated_svd(stacked, tolerance=tolerance, precision=precision)
+    return found.left, found.values, torch.split(found.right, [b.shape[1] for b in blocks], dim=1)
 
 
 def _columns(delta: Delta) -> tuple[torch.Tensor, torch.Tensor | None]:

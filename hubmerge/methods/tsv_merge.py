@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from hubmerge.linalg import averaged, delta_of, dtype_of, is_matrix, polar_factor, truncated_svd
+from hubmerge.linalg import averaged, delta_of, is_matrix, joined_subspaces
 from hubmerge.spec import Kind, LowRank, Method, Params, TensorGroup
 
 
@@ -57,9 +57,7 @@ def _orthogonalised_sum(group: TensorGroup, p: TsvMergeParams) -> LowRank:
     fills the ones that become free with arbitrary vectors.
     """
     k = max(1, min(group.shape) // len(group)) if p.rank is None else p.rank
-    deltas = [delta_of(group, i, w) for i, w in enumerate(group.weights)]
-    found = [truncated_svd(d, k) for d in deltas]
-    precision = dtype_of(deltas[0])
-    left = polar_factor(torch.cat([f.left for f in found], dim=1), precision)
-    right = polar_factor(torch.cat([f.right for f in found], dim=0), precision)
-    return LowRank(left.mul_(torch.cat([f.values for f in found])), right, p.scale)
+    found, left, right = joined_subspaces([delta_of(group, i, w) for i, w in enumerate(group.weights)], k)
+    parts = torch.split(left, [len(f.core) for f in found], dim=1)
+    up = torch.cat([part @ f.core.to(part.dtype) for part, f in zip(parts, found, strict=True)], dim=1)
+    return LowRank(up, right.to(up.dtype), p.scale)

@@ -72,9 +72,11 @@ def test_factors_stay_on_their_device(method: Method, mixed: bool) -> None:
         found = merged(elsewhere)
     assert isinstance(found, LowRank)
     assert isinstance(expected, LowRank)
-    for there, here in ((found.up, expected.up), (found.down, expected.down)):
-        assert isinstance(there, Elsewhere)
-        assert torch.equal(there.values, here)
+    assert isinstance(found.up, Elsewhere)
+    assert isinstance(found.down, Elsewhere)
+    # Singular vectors may have either sign: another driver computes them there.
+    result = LowRank(found.up.values, found.down.values, found.scale).dense()
+    torch.testing.assert_close(result, expected.dense(), rtol=1e-12, atol=1e-12)
 
 
 @law
