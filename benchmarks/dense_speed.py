@@ -124,7 +124,22 @@ def merged(method: str, matrices: Sequence[Sequence[torch.Tensor]]) -> list[torc
     return found
 
 
-def measured(method: str, shape: tuple[int, int], count: int, *, cores: int, rounds: int) -> dict[str, Any]:
+def reference(method: str, given: Sequence[torch.Tensor], keep: Path | None) -> torch.Tensor:
+    """The straightforward computation in float64, the longest of all; kept for later runs if there is a folder."""
+    kept = keep and keep / f"{method}-{'x'.join(map(str, given[0].shape))}-{len(given)}.pt"
+    if kept and kept.exists():
+        found: torch.Tensor = torch.load(kept)
+        return found
+    found = STRAIGHTFORWARD[method]([d.double() for d in given])
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(found, kept)
+    return found
+
+
+def measured(
+    method: str, shape: tuple[int, int], count: int, *, cores: int, rounds: int, keep: Path | None
+) -> dict[str, Any]:
     """Both computations of one case: the fastest of some rounds."""
     matrices = [deltas(shape, count, seed) for seed in range(cores)]
     straightforward, ours = [], []
@@ -136,7 +151,7 @@ def measured(method: str, shape: tuple[int, int], count: int, *, cores: int, rou
         simple, seconds = timed(lambda: STRAIGHTFORWARD[method](matrices[0]))
         straightforward.append(seconds)
     del matrices[1:]
-    exact = STRAIGHTFORWARD[method]([d.double() for d in matrices[0]])
+    exact = reference(method, matrices[0], keep)
     return {
         "method": method, "shape": shape, "models": count, "straightforward_s": min(straightforward),
         "hubmerge_s": min(ours), "difference": difference(first, exact),
@@ -177,6 +192,7 @@ def main() -> int:
     parser.add_argument("--models", type=int, nargs="+", help="only these numbers of models")
     parser.add_argument("--methods", choices=STRAIGHTFORWARD, nargs="+", help="only these")
     parser.add_argument("--rounds", type=int, default=1, help="take the fastest of so many (%(default)s)")
+    parser.add_argument("--references", type=Path, help="keep the results in float64 here, and use those that are")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     args = parser.parse_args()
@@ -184,7 +200,7 @@ def main() -> int:
     results = []
     merged("tsv_merge", [deltas((8, 8), 2, 0)])  # what is imported on first use
     for shape, count, method in cases(args):
-        results.append(measured(method, shape, count, cores=cores, rounds=args.rounds))
+        results.append(measured(method, shape, count, cores=cores, rounds=args.rounds, keep=args.references))
         print("  ".join(row(results[-1])), file=sys.stderr, flush=True)
     facts = machine_facts() | {"threads": f"{cores} for both", "matrices": " ".join((deltas.__doc__ or "").split())}
     lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
