@@ -31,12 +31,15 @@ class Scratch:
         """An uninitialised (n,) tensor, valid until the next reset."""
         size_bytes = n * dtype.itemsize
         if self._used == len(self._buffers):
-            self._buffers.append(torch.empty(size_bytes, dtype=torch.uint8))
+            self._buffers.append(self._memory(size_bytes))
         buffer = self._buffers[self._used]
         if buffer.numel() < size_bytes:
-            buffer = self._buffers[self._used] = torch.empty(size_bytes, dtype=torch.uint8)
+            buffer = self._buffers[self._used] = self._memory(size_bytes)
         self._used += 1
         return buffer[:size_bytes].view(dtype)
+
+    def _memory(self, size_bytes: int) -> torch.Tensor:
+        return torch.empty(size_bytes, dtype=torch.uint8)
 
 
 @dataclass(slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import torch
 
@@ -20,44 +22,64 @@ def side_by_side(works: Iterable[Work]) -> None:
     stays as it is.
     """
     before = torch.get_num_threads()
-    run = _Run(works, before)
+    run = _Run(works)
     try:
-        run.begun.wait()
-    finally:
-        torch.set_num_threads(before)  # what a new thread of the process begins with; those at work keep theirs
-    try:
+        try:
+            run.begin(before)
+        finally:
+            torch.set_num_threads(before)  # what a new thread of the process begins with; those at work keep theirs
         run.finish()
     except BaseException as e:
-        run.stop(e)
-        run.finish()
+        run.abandon(e)
         raise
     if run.error is not None:
         raise run.error
 
 
+class _Pages(Scratch):
+    """Buffers whose memory goes back to the system with the thread: malloc would keep it, for each thread there was."""
+
+    def _memory(self, size_bytes: int) -> torch.Tensor:
+        pages = mmap.mmap(-1, max(size_bytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(pages, dtype=torch.uint8)
+
+
 class _Run:
-    def __init__(self, works: Iterable[Work], count: int) -> None:
+    def __init__(self, works: Iterable[Work]) -> None:
         self.error: BaseException | None = None
-        self.begun = threading.Barrier(count + 1)
         self._works = iter(works)
         self._next = threading.Lock()
-        self._threads = [threading.Thread(target=self._work, name=f"switch {i}", daemon=True) for i in range(count)]
-        for thread in self._threads:
+        self._threads: list[threading.Thread] = []
+
+    def begin(self, count: int) -> None:
+        """Let so many threads begin; each has one of torch's threads when this returns."""
+        self._begun = threading.Barrier(count + 1)
+        for i in range(count):
+            thread = threading.Thread(target=self._work, name=f"switch {i}", daemon=True)
             thread.start()
+            self._threads.append(thread)
+        self._begun.wait()
 
     def finish(self) -> None:
         """Wait until all is done."""
         for thread in self._threads:
             thread.join()
 
-    def stop(self, error: BaseException) -> None:
-        """Begin nothing more; the first error wins."""
-        self.error = self.error or error
+    def abandon(self, error: BaseException) -> None:
+        """Begin nothing more, and wait until what was begun is done."""
+        self._stop(error)
+        self._begun.abort()
+        self.finish()
+
+    def _stop(self, error: BaseException) -> None:
+        self.error = self.error or error  # the first one wins
 
     def _work(self) -> None:
+        torch.get_num_threads()  # when first asked, torch gives a new thread the process's number: let it be now
         torch.set_num_threads(1)
-        self.begun.wait()
-        scratch = Scratch()
+        with suppress(threading.BrokenBarrierError):
+            self._begun.wait()
+        scratch = _Pages()
         with torch.inference_mode(False), torch.no_grad():
             while self.error is None:
                 try:
@@ -67,4 +89,4 @@ class _Run:
                         return
                     work(scratch)
                 except BaseException as e:
-                    self.stop(e)
+                    self._stop(e)
