@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import hubmerge
 from hubmerge.errors import TargetNotEmptyError
+from hubmerge.io.local import sha256_of
 from hubmerge.spec import OutputFile, Plan
 
 TAG_LENGTH = 12
@@ -168,12 +169,7 @@ class Journal:
 
     def _is_whole(self, written: Written) -> bool:
         path = self.folder / written.path
-        return path.is_file() and path.stat().st_size == written.size_bytes and _sha256(path) == written.sha256
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return path.is_file() and path.stat().st_size == written.size_bytes and sha256_of(path) == written.sha256
 
 
 def _locked(path: Path) -> IO[bytes]:

@@ -28,6 +28,7 @@ from hubmerge.errors import (
 from hubmerge.hub import CommitInfo, Hub, StagedFile
 from hubmerge.io.http import RetryPolicy
 from hubmerge.localhub import Fault, LocalHub, User
+from hubmerge.localhub.faults import EXPIRED_BODY
 
 FAST = RetryPolicy(
     attempts=4, base_wait_s=0.01, max_wait_s=0.04, max_server_wait_s=5, connect_timeout_s=2, read_timeout_s=2
@@ -141,6 +142,14 @@ def test_download_checks_the_size(hub: Hub, commit: str) -> None:
     stored.write_bytes(b"short")
     with pytest.raises(IntegrityError, match="has 5 bytes"):
         hub.download(REPO, commit, "model.safetensors")
+
+
+def test_download_checks_the_digest_and_keeps_no_wrong_file(hub: Hub, commit: str, server: LocalHub) -> None:
+    server.faults.add(Fault(method="GET", path="^/_cdn/", corrupt_at=7))
+    with pytest.raises(IntegrityError, match=r"ann/model@.*/model.safetensors: .* do not have the digest"):
+        hub.download(REPO, commit, "model.safetensors")
+    assert hub.cached_path(REPO, commit, "model.safetensors") is None
+    assert hub.download(REPO, commit, "model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_open_asks_for_the_location_once(hub: Hub, commit: str, server: LocalHub) -> None:
@@ -443,6 +452,33 @@ def test_broken_uploads(hub: Hub, commit: str, server: LocalHub) -> None:
     with pytest.raises(PublishError, match=refusal) as caught:
         hub.upload(REPO, "main", WEIGHTS[9:], "model-9.safetensors")
     assert "?" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(status=403, body=EXPIRED_BODY), Fault(corrupt_upload_at=7)], ids=["expired", "wrong byte"]
+)
+def test_an_upload_that_storage_refuses_is_sent_once_more_to_a_new_address(
+    hub: Hub, commit: str, server: LocalHub, fault: Fault
+) -> None:
+    server.requests.clear()
+    server.faults.add(replace(fault, method="PUT", path="^/_lfs/"))
+    content = bytes(fault.corrupt_upload_at or 3) * 1000
+    hub.commit(REPO, [hub.upload(REPO, "main", content, "x.safetensors")], parent=commit, message="x")
+    statuses = [r.status for r in server.requests.find("PUT", "^/_lfs/")]
+    assert statuses == [fault.status or 400, 200]
+    assert len(server.requests.find("POST", "/objects/batch")) == 2
+
+
+def test_a_commit_waits_as_long_as_the_hub_asks(hub: Hub, commit: str, server: LocalHub) -> None:
+    server.faults.add(Fault.rate_limited("/commit/", method="POST", reset_s=0))
+    started = time.monotonic()
+    _commit_one(hub, commit)
+    assert time.monotonic() - started >= 1
+    rule = server.faults.add(Fault.rate_limited("/commit/", method="POST", reset_s=3000, times=None))
+    staged = hub.upload(REPO, "main", b"two", "two.txt")
+    with pytest.raises(TransportError, match="HTTP 429"):
+        hub.commit(REPO, [staged], parent=hub.pin(REPO), message="two")
+    assert rule.hits == 1
 
 
 def test_tags_and_branches(hub: Hub, commit: str) -> None:

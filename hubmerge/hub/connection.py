@@ -116,6 +116,9 @@ class Connection:
     def call(self, what: str, repo: str, action: Callable[[], T], *, retry: bool = True, writing: bool = False) -> T:
         """Run a call to the Hub.
 
+        What a storage server refuses, as it does with an address that has expired, is tried once more at once: the
+        call then asks for another address.
+
         Args:
             what: Continues "cannot" in messages.
             repo: The repository it is about.
@@ -130,9 +133,9 @@ class Connection:
             PublishError: Any other refusal of a write.
             UsageError: Not a repository id.
         """
-        from hubmerge.hub.translate import is_transient
+        from hubmerge.hub.translate import is_refused_by_storage, is_transient
 
-        failures = 0
+        failures, refused = 0, False
         while True:
             self.session()
             try:
@@ -140,8 +143,11 @@ class Connection:
             except HubMergeError:
                 raise
             except Exception as error:
+                if retry and not refused and not is_transient(error) and is_refused_by_storage(error, self.endpoint):
+                    refused = True
+                    continue
                 failures += 1
-                wait_s = self._wait_s(error, failures)
+                wait_s = self.wait_s(error, failures)
                 if not (retry and is_transient(error)) or failures >= self.policy.attempts or wait_s is None:
                     self.fail(error, what, repo, writing=writing)
                 log.info("cannot %s yet: %s; next attempt in %.1f s", what, type(error).__name__, wait_s)
@@ -161,7 +167,7 @@ class Connection:
             raise error
         raise translated from error
 
-    def _wait_s(self, error: Exception, failures: int) -> float | None:
+    def wait_s(self, error: Exception, failures: int) -> float | None:
         """Seconds until the next attempt; None if the server wants more patience than the policy has."""
         from huggingface_hub.errors import HfHubHTTPError
 

@@ -13,6 +13,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from hubmerge.errors import AccessError, IntegrityError, SourceError
 from hubmerge.hub.connection import Connection
 from hubmerge.io.http import HttpSource, Location, RetryPolicy
+from hubmerge.io.local import sha256_of
 from hubmerge.spec import FileSpec
 
 SMALL_FILE_BYTES = 32_000_000
@@ -128,9 +129,10 @@ class Reader(Connection):
 
         Raises:
             SourceError: No such file, or the disk is full.
-            IntegrityError: The stored file has another size than the commit says.
+            IntegrityError: The stored file has another size or digest than the commit says.
         """
         file = self.file(repo, commit, path)
+        there = self.cached_path(repo, commit, path) is not None
         what = f"download {_label(repo, commit, path)}"
         stored = self.call(
             what, repo, lambda: Path(self.api.hf_hub_download(repo, path, revision=commit, cache_dir=self.cache_dir))
@@ -139,6 +141,14 @@ class Reader(Connection):
             raise IntegrityError(
                 f"{stored} has {stored.stat().st_size} bytes, {repo} says {file.size_bytes}",
                 hint="Delete the file and run again.",
+            )
+        # The client library compares sizes only. What was there before has been used before, and is not read again.
+        if not there and file.sha256 is not None and sha256_of(stored) != file.sha256:
+            for path_to_it in (stored.resolve(), stored):
+                path_to_it.unlink(missing_ok=True)
+            raise IntegrityError(
+                f"{_label(repo, commit, path)}: the bytes received do not have the digest of the commit",
+                hint="A proxy may have changed them; run the same command again, or try another network or endpoint.",
             )
         return stored
 

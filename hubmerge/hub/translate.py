@@ -38,6 +38,13 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, httpx2.TimeoutException | httpx2.NetworkError | httpx2.RemoteProtocolError)
 
 
+def is_refused_by_storage(error: BaseException, endpoint: str) -> bool:
+    """Whether a server that is not the Hub refused a signed address, or what came to it: the Hub signs new ones."""
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        return is_refused_by_storage(error.__cause__, endpoint)
+    return isinstance(error, hf.HfHubHTTPError) and _host(error) != urlsplit(endpoint).netloc
+
+
 def scrub(text: str, token: str | None) -> str:
     """The text without the token, without bearer values and without the query part (the signature) of any URL."""
     if token:

@@ -172,9 +172,10 @@ class Hub(Repos):
                     ) from lost
                 if landed is not None:
                     return landed
-                if create_pr or not _may_repeat(error) or failures == self.policy.attempts:
+                wait_s = self.wait_s(error, failures)
+                if create_pr or not _may_repeat(error) or failures == self.policy.attempts or wait_s is None:
                     self.fail(error, what, repo, writing=True)
-            time.sleep(self.policy.wait_s(failures))
+            time.sleep(wait_s)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def validate_card(self, card: str) -> None:

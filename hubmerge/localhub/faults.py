@@ -35,6 +35,9 @@ class Fault:
         reset: Reset the connection (TCP RST) without an answer.
         reset_after_bytes: Reset it after that many body bytes.
         reset_upload_after_bytes: Reset it after that many bytes of the request's body were received.
+        stall_upload_after_bytes: Receive no more of the request's body after that many bytes.
+        upload_rate_bytes_s: Receive the request's body no faster than this.
+        corrupt_upload_at: Invert the byte at this offset of the request's body.
         truncate_after_bytes: Close it cleanly after that many body bytes, although more were promised.
         stall_after_bytes: Stop sending after that many body bytes, for ``stall_s``.
         stall_s: Length of that pause; until the client gives up if ``None``.
@@ -56,6 +59,9 @@ class Fault:
     reset: bool = False
     reset_after_bytes: int | None = None
     reset_upload_after_bytes: int | None = None
+    stall_upload_after_bytes: int | None = None
+    upload_rate_bytes_s: float | None = None
+    corrupt_upload_at: int | None = None
     truncate_after_bytes: int | None = None
     stall_after_bytes: int | None = None
     stall_s: float | None = None
@@ -156,7 +162,7 @@ class _FaultyResponse:
             await self._send({**message, "headers": self._headers(message["headers"])})
             return
         body, more = bytes(message.get("body", b"")), bool(message.get("more_body", False))
-        body = self._corrupted(body)
+        body = _with_wrong_byte(body, self._sent, self._fault.corrupt_at)
         if self._compressor is not None:
             body = self._compressor.compress(body) + (b"" if more else self._compressor.flush())
         await self._deliver(body)
@@ -175,13 +181,6 @@ class _FaultyResponse:
             dropped |= {"content-length", "content-encoding"}
         kept = [(key, value) for key, value in headers if key.lower().decode() not in dropped]
         return kept + [(key.encode(), value.encode()) for key, value in replaced.items()]
-
-    def _corrupted(self, body: bytes) -> bytes:
-        at = self._fault.corrupt_at
-        if at is None or not self._sent <= at < self._sent + len(body):
-            return body
-        index = at - self._sent
-        return body[:index] + bytes([body[index] ^ 0xFF]) + body[index + 1 :]
 
     async def _deliver(self, body: bytes) -> None:
         while body:
@@ -222,6 +221,32 @@ class _FaultyResponse:
             raise _CutError
 
 
+class _FaultyRequest:
+    """Passes a request's body on to an application, damaged."""
+
+    def __init__(self, fault: Fault, connection: HubProtocol, receive: Receive) -> None:
+        self._fault = fault
+        self._connection = connection
+        self._receive = receive
+        self._received = 0
+
+    async def __call__(self) -> Message:
+        fault, start = self._fault, self._received
+        if fault.stall_upload_after_bytes is not None and start >= fault.stall_upload_after_bytes:
+            await self._connection.gone()  # the client's bytes pile up in the kernel until no more fit
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        body = message.get("body", b"")
+        self._received += len(body)
+        if fault.reset_upload_after_bytes is not None and self._received >= fault.reset_upload_after_bytes:
+            self._connection.reset()
+            await self._connection.gone()
+            return {"type": "http.disconnect"}
+        if fault.upload_rate_bytes_s:
+            await asyncio.sleep(len(body) / fault.upload_rate_bytes_s)
+        return {**message, "body": _with_wrong_byte(body, start, fault.corrupt_upload_at)} if body else message
+
+
 class FaultMiddleware:
     """Applies the rules of a book in front of an application."""
 
@@ -249,7 +274,7 @@ class FaultMiddleware:
             if fault.status is not None:
                 await self._answer(fault, response, scope["method"])
             else:
-                await self._app(_spoiled_scope(scope, fault), _cut_upload(fault, connection, receive), response)
+                await self._app(_spoiled_scope(scope, fault), _FaultyRequest(fault, connection, receive), response)
         except _CutError:
             return
 
@@ -269,19 +294,9 @@ def _spoiled_scope(scope: Scope, fault: Fault) -> Scope:
     return {**scope, "extensions": extensions, "headers": headers}
 
 
-def _cut_upload(fault: Fault, connection: HubProtocol, receive: Receive) -> Receive:
-    if fault.reset_upload_after_bytes is None:
-        return receive
-    remaining = fault.reset_upload_after_bytes
-
-    async def counted() -> Message:
-        nonlocal remaining
-        message = await receive()
-        remaining -= len(message.get("body", b""))
-        if remaining <= 0:
-            connection.reset()
-            await connection.gone()
-            return {"type": "http.disconnect"}
-        return message
-
-    return counted
+def _with_wrong_byte(body: bytes, start: int, at: int | None) -> bytes:
+    """A part of a body, which begins at offset ``start`` of it, with the byte at offset ``at`` inverted."""
+    if at is None or not start <= at < start + len(body):
+        return body
+    index = at - start
+    return body[:index] + bytes([body[index] ^ 0xFF]) + body[index + 1 :]

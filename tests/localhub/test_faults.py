@@ -125,6 +125,36 @@ def test_stall(large: str, hub: LocalHub):
     assert read_until_it_breaks(large) == (DATA, len(DATA), None)
 
 
+def put(hub: LocalHub, api: HfApi, content: bytes, timeout: float | None = None) -> httpx2.Response:
+    """Send a large file as the client does, without its patience."""
+    oid = hashlib.sha256(content).hexdigest()
+    asked = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": oid, "size": len(content)}]}
+    url = f"{hub.endpoint}/local/m.git/info/lfs/objects/batch"
+    answer = httpx2.post(url, json=asked, headers={"Authorization": f"Bearer {hub.token}"}).json()
+    return httpx2.put(answer["objects"][0]["actions"]["upload"]["href"], content=content, timeout=timeout)
+
+
+def test_a_server_that_takes_no_more(api: HfApi, hub: LocalHub):
+    hub.faults.add(Fault(method="PUT", stall_upload_after_bytes=50_000))
+    with pytest.raises(httpx2.WriteTimeout):
+        put(hub, api, bytes(30_000_000), timeout=0.3)
+    assert put(hub, api, bytes(30_000_000)).status_code == 200
+
+
+def test_a_server_that_takes_it_slowly(api: HfApi, hub: LocalHub):
+    hub.faults.add(Fault(method="PUT", upload_rate_bytes_s=1_000_000))
+    started = time.monotonic()
+    assert put(hub, api, DATA).status_code == 200
+    assert 0.5 < time.monotonic() - started < 10
+
+
+def test_a_wrong_byte_on_the_way_to_the_server(api: HfApi, hub: LocalHub):
+    hub.faults.add(Fault(method="PUT", corrupt_upload_at=100_000))
+    refused = put(hub, api, DATA)
+    assert (refused.status_code, "does not match its announced hash" in refused.text) == (400, True)
+    assert put(hub, api, DATA).status_code == 200
+
+
 def test_expired_address(large: str, api: HfApi, hub: LocalHub):
     hub.faults.add(Fault.expired_url())
     with pytest.raises(HfHubHTTPError) as caught:
