@@ -158,7 +158,7 @@ def joined_subspaces(deltas: Sequence[Delta], k: int) -> tuple[list[Subspaces], 
     """Leading singular subspaces of matrices, and what makes all of them orthogonal to one another.
 
     Large float32 matrices are worked on in float32, if by the estimates of ``gram`` that moves the two polar factors,
-    relatively, by no more than ``ACCURACY`` together.
+    relatively, by no more than ``ACCURACY`` together, and if there is room for all directions beside each other.
 
     Args:
         deltas: Matrices (m, n), or factors.
@@ -170,10 +170,11 @@ def joined_subspaces(deltas: Sequence[Delta], k: int) -> tuple[list[Subspaces], 
     precision = dtype_of(deltas[0])
     found = [_leading_subspaces(d, k) for d in deltas]
     errors = torch.cat([f.errors for f in found]).float()
-    if bool(errors.any()):
+    if bool(errors.any()) and len(errors) <= min(shape_of(deltas[0])):
         left, right = (gram.polar_factor(x.float(), errors, _NULL[precision]) for x in _sides(found))
         if left is not None and right is not None and left[1] + right[1] <= ACCURACY:
             return found, left[0], right[0]
+    if bool(errors.any()):
         found = [_exact_subspaces(d, k) for d in deltas]
     left_side, right_side = _sides(found)
     return found, polar_factor(left_side, precision), polar_factor(right_side, precision)
