@@ -1,12 +1,12 @@
-"""How good are merges? Eight tasks on real images, one small encoder, every method at its defaults and its best scale.
+"""How good are merges and bundles? Eight tasks on real images, one small encoder, every method and codec.
 
-    python benchmarks/quality.py                                  # three seeds; about ten minutes on two cores
+    python benchmarks/quality.py                                  # three seeds; about half an hour on two cores
     python benchmarks/quality.py --scale small                    # one seed, little training: does everything run?
     python benchmarks/quality.py --out results.md --json results.json
 
-Base, fine-tunes and LoRA adapters are trained here, saved as folders, merged by hubmerge into folders, and read back
-with transformers. Heads are fitted on the base and stay fixed. Scales are chosen on validation images; all figures are
-for test images.
+Base, fine-tunes and LoRA adapters are trained here, saved as folders, merged or bundled by hubmerge into folders, and
+read back with transformers. Heads are fitted on the base and stay fixed. Scales are chosen on validation images; all
+figures, at the defaults and at the best scale, are for test images.
 """
 
 from __future__ import annotations

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from itertools import pairwise
 
+from quality_bundles import EXACT, PACKINGS
 from quality_models import KINDS, Scale
-from quality_study import Outcome, Scores, Study, normalised
+from quality_study import Outcome, Recovery, Scores, Study, normalised
 from quality_tasks import TASKS
 from report import machine_facts
 from rich.console import Console
 from rich.table import Table
 
 KIND_TITLES = {"full": "Full fine-tunes", "lora": "LoRA fine-tunes"}
+KIND_NOUNS = {"full": "full fine-tunes", "lora": "LoRA adapters"}
+GUESSING = {task.name: 1 / len(task.label_names) for task in TASKS}
 EXPECTED = ("linear", "task_arithmetic", "ties", "drm", "tsv_merge")
 """By their papers, each of these is better than the one before it, at the defaults."""
 
@@ -53,6 +56,8 @@ def sheets(studies: Sequence[Study]) -> list[Sheet]:
     found = [tasks_sheet(studies), geometry_sheet(studies)]
     for kind in KINDS:
         found += [methods_sheet(studies, kind), accuracy_sheet(studies, kind), order_sheet(studies, kind)]
+    for kind in KINDS:
+        found += [bundles_sheet(studies, kind), storage_sheet(studies, kind)]
     return found
 
 
@@ -84,8 +89,7 @@ def methods_sheet(studies: Sequence[Study], kind: str) -> Sheet:
         default, best = (
             _with_spread([_score(study, kind, label, which) for study in studies]) for which in (_default, _best)
         )
-        scales = ", ".join("–" if o.best_scale is None else f"{o.best_scale:g}" for o in outcomes)
-        rows.append((label, *default, *best, scales, f"{statistics.mean(o.length for o in outcomes):.2f}"))
+        rows.append((label, *default, *best, _scales(outcomes), f"{statistics.mean(o.length for o in outcomes):.2f}"))
     headings = ("method", "at defaults, %", "±", "at best scale, %", "±", "best scales", "‖merged Δ‖ / ‖Δ‖")
     return Sheet(f"{KIND_TITLES[kind]}: normalised accuracy, mean and standard deviation over seeds", headings, rows)
 
@@ -119,12 +123,78 @@ def order_sheet(studies: Sequence[Study], kind: str) -> Sheet:
     return Sheet(f"{KIND_TITLES[kind]}: is the second better than the first?", headings, rows)
 
 
-def _default(outcome: Outcome) -> Scores:
+def bundles_sheet(studies: Sequence[Study], kind: str) -> Sheet:
+    """Every bundle in float32: how good the models out of it are, how large it is, and how far off its deltas are."""
+    guesses = [normalised(GUESSING, study.fields[kind].ceiling) for study in studies]
+    bases = [_base(study, kind) for study in studies]
+    rows = [(label, *_with_spread(found), *[""] * 7) for label, found in (("guessing", guesses), ("base", bases))]
+    for label in _bundles(studies, kind):
+        found = [study.fields[kind].bundles[label][EXACT] for study in studies]
+        default, best = (
+            _with_spread([_recovered(study, kind, label, EXACT, which) for study in studies])
+            for which in (_default, _best)
+        )
+        theories = [r.fidelity.theory for r in found if r.fidelity.theory is not None]
+        expected = f"{statistics.mean(theories):.3g}" if theories else "–"
+        rows.append((label, *default, *best, _scales(found), *_sizes(found), f"{_error(found):.3g}", expected))
+    headings = (
+        *("bundle", "at λ = 1, %", "±", "at best λ, %", "±", "best λ", "bytes / base's", "bytes / all models'"),
+        *("‖Δ̂ - Δ‖² / ‖Δ‖²", "expected"),
+    )
+    return Sheet(f"Bundles of {KIND_NOUNS[kind]}, in float32: normalised accuracy of the retrieved", headings, rows)
+
+
+def storage_sheet(studies: Sequence[Study], kind: str) -> Sheet:
+    """What storing numbers in fewer bits costs, in points of normalised accuracy, at the same λ."""
+    rows = []
+    for label in _bundles(studies, kind):
+        forms = studies[0].fields[kind].bundles[label]
+        for storage in [form for form in forms if form != EXACT]:
+            cells: list[str] = []
+            for which in (_default, _best):
+                gaps = [
+                    100 * (_recovered(s, kind, label, storage, which) - _recovered(s, kind, label, EXACT, which))
+                    for s in studies
+                ]
+                cells.append(f"{statistics.mean(gaps):+.2f} ({min(gaps):+.2f} to {max(gaps):+.2f})")
+            found = [study.fields[kind].bundles[label][storage] for study in studies]
+            rows.append((label, storage, *cells, *_sizes(found), f"{_error(found):.3g}"))
+    headings = (
+        *("bundle", "stored as", "at λ = 1", "at best λ", "bytes / base's", "bytes / all models'"),
+        "‖Δ̂ - Δ‖² / ‖Δ‖²",
+    )
+    return Sheet(f"Bundles of {KIND_NOUNS[kind]}: difference to float32, points (over seeds)", headings, rows)
+
+
+def _bundles(studies: Sequence[Study], kind: str) -> list[str]:
+    known = studies[0].fields[kind].bundles
+    return [packing.label for packing in PACKINGS if packing.label in known]
+
+
+def _sizes(found: Sequence[Recovery]) -> tuple[str, str]:
+    per_base, per_models = ([getattr(r.fidelity, name) for r in found] for name in ("per_base", "per_models"))
+    return f"{statistics.mean(per_base):.2f}", f"{statistics.mean(per_models):.2f}"
+
+
+def _error(found: Sequence[Recovery]) -> float:
+    return statistics.mean(r.fidelity.error for r in found)
+
+
+def _scales(outcomes: Sequence[Outcome | Recovery]) -> str:
+    return ", ".join("–" if o.best_scale is None else f"{o.best_scale:g}" for o in outcomes)
+
+
+def _default(outcome: Outcome | Recovery) -> Scores:
     return outcome.default
 
 
-def _best(outcome: Outcome) -> Scores:
+def _best(outcome: Outcome | Recovery) -> Scores:
     return outcome.best
+
+
+def _recovered(study: Study, kind: str, label: str, storage: str, which: Callable[[Recovery], Scores]) -> float:
+    field = study.fields[kind]
+    return normalised(which(field.bundles[label][storage]), field.ceiling)
 
 
 def _score(study: Study, kind: str, label: str, which: Callable[[Outcome], Scores]) -> float:

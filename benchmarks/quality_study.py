@@ -1,14 +1,15 @@
-"""Owns the steps of the quality benchmark for one seed: train, merge, tune the scale, measure."""
+"""Owns the steps of the quality benchmark for one seed: train, merge and bundle, tune the scale, measure."""
 
 from __future__ import annotations
 
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quality_bundles import EXACT, Fidelity, Packing, pack_and_unpack, packings
 from quality_geometry import Geometry, flat, measure_geometry
 from quality_merge import Contender, contenders, merge
 from quality_models import (
@@ -46,6 +47,18 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovery:
+    """What the models out of one bundle reached on the test images, each on its own task."""
+
+    default: Scores
+    """At λ = 1."""
+    best: Scores
+    """At the λ with which the bundle in float32 was best on validation images."""
+    best_scale: float | None
+    fidelity: Fidelity
+
+
+@dataclass(frozen=True, slots=True)
 class Field:
     """All about one kind of fine-tunes of one seed."""
 
@@ -53,6 +66,8 @@ class Field:
     """Every task's own fine-tune."""
     outcomes: Mapping[str, Outcome]
     """By the contender's label."""
+    bundles: Mapping[str, Mapping[str, Recovery]]
+    """By the packing's label, then by the storage form."""
     geometry: Geometry
 
 
@@ -95,7 +110,7 @@ def _quieten() -> None:
 
 def _measure(suite: Suite, kind: str, test: Exam, validation: Exam, grid_step: int) -> Field:
     deltas = suite.deltas[kind]
-    goal = own_scores(suite, kind, validation)
+    goal = own_scores(suite, deltas, validation)
     length = float(sum(flat(delta).norm() for delta in deltas)) / len(deltas)
     outcomes = {}
     for contender in contenders():
@@ -109,16 +124,43 @@ def _measure(suite: Suite, kind: str, test: Exam, validation: Exam, grid_step: i
             else test.accuracies(at_scale(contender, delta, suite, best_scale), suite.heads)
         )
         outcomes[contender.label] = Outcome(default, best, best_scale, float(flat(delta).norm()) / length)
+    bundles = {p.label: recover(p, suite, kind, test, validation, grid_step) for p in packings(kind)}
     geometry = measure_geometry(suite.base, deltas, linear_weights(encoder_of(suite.base)))
-    return Field(own_scores(suite, kind, test), outcomes, geometry)
+    return Field(own_scores(suite, deltas, test), outcomes, bundles, geometry)
 
 
-def own_scores(suite: Suite, kind: str, exam: Exam) -> Scores:
-    """What every task's own fine-tune reaches."""
-    tuned = zip(TASKS, suite.deltas[kind], strict=True)
+def own_scores(suite: Suite, deltas: Sequence[State], exam: Exam, scale: float = 1.0) -> Scores:
+    """What every task's own model reaches on it: the base plus a multiple of the task's delta."""
     return {
-        task.name: exam.accuracy(encoder_of(moved(suite.base, delta)), suite.heads, task.name) for task, delta in tuned
+        task.name: exam.accuracy(encoder_of(moved(suite.base, delta, scale)), suite.heads, task.name)
+        for task, delta in zip(TASKS, deltas, strict=True)
     }
+
+
+def recover(
+    packing: Packing, suite: Suite, kind: str, test: Exam, validation: Exam, grid_step: int
+) -> dict[str, Recovery]:
+    """Measure a bundle in every storage form; λ is chosen once, so that they differ in nothing else."""
+    found, best_scale = {}, None
+    for storage in packing.storages:
+        deltas, fidelity = pack_and_unpack(packing, suite, kind, storage)
+        if storage == EXACT:
+            best_scale = choose_lambda(packing, deltas, suite, kind, validation, grid_step)
+        default = own_scores(suite, deltas, test)
+        best = default if best_scale is None else own_scores(suite, deltas, test, best_scale)
+        found[storage] = Recovery(default, best, best_scale, fidelity)
+    return found
+
+
+def choose_lambda(
+    packing: Packing, deltas: Sequence[State], suite: Suite, kind: str, exam: Exam, grid_step: int
+) -> float | None:
+    """The λ of the packing's grid with the best normalised accuracy, of equals the one nearest to 1."""
+    grid = packing.grid(kind)[::grid_step]
+    if not grid:
+        return None
+    goal = own_scores(suite, suite.deltas[kind], exam)
+    return best_of(grid, 1.0, lambda scale: own_scores(suite, deltas, exam, scale), goal)
 
 
 def tune(
@@ -127,13 +169,19 @@ def tune(
     """The scale of the contender's grid with the best normalised accuracy, of equals the one nearest to the default."""
     if contender.scale is None:
         return None
-    default = contender.scale
+    return best_of(
+        contender.grid[::grid_step],
+        contender.scale,
+        lambda scale: exam.accuracies(at_scale(contender, delta, suite, scale), suite.heads),
+        goal,
+    )
 
-    def merit(scale: float) -> tuple[float, float]:
-        found = exam.accuracies(at_scale(contender, delta, suite, scale), suite.heads)
-        return normalised(found, goal), -abs(scale - default)
 
-    return max(contender.grid[::grid_step], key=merit)
+def best_of(
+    grid: Sequence[float], default: float, scores: Callable[[float], Scores], goal: Mapping[str, float]
+) -> float:
+    """The scale with the best normalised accuracy, of equals the one nearest to the default."""
+    return max(grid, key=lambda scale: (normalised(scores(scale), goal), -abs(scale - default)))
 
 
 def at_scale(contender: Contender, delta: State, suite: Suite, scale: float) -> State:

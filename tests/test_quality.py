@@ -247,7 +247,7 @@ def study(seed: int, **scores: float) -> Study:
     everywhere = {label: dict.fromkeys(tasks, 0.5 * score) for label, score in scores.items()}
     outcomes = {label: Outcome(found, found, 0.3, 1.0) for label, found in everywhere.items()}
     geometry = measure_geometry({"w": torch.eye(2)}, [{"w": torch.eye(2)}, {"w": -torch.eye(2)}], {"w"})
-    field = Field(dict.fromkeys(tasks, 0.5), outcomes, geometry)
+    field = Field(dict.fromkeys(tasks, 0.5), outcomes, {}, geometry)
     return Study(seed, dict.fromkeys(tasks, 0.25), dict.fromkeys(KINDS, field), 1.0, 1.0)
 
 
