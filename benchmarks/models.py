@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -87,6 +88,30 @@ def make(shape: Shape, out: Path) -> None:
     marker.write_text(json.dumps(described, indent=2))
 
 
+def write_model(shape: Shape, folder: Path, model: int) -> None:
+    """One of the models alone, tensor by tensor: 0 is the base, others are its fine-tunes."""
+    from hubmerge.io.header import build_header
+    from hubmerge.spec import DTYPES
+
+    folder.mkdir(parents=True)
+    _write_small_files(shape, folder)
+    shards, dtype = list(_shards(shape)), getattr(torch, shape.dtype)
+    code = next(d for d in DTYPES.values() if d.torch == dtype)
+    files: dict[str, str] = {}
+    index = 0
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        header, _ = build_header((tensor, code, dims) for tensor, dims in shard)
+        with (folder / file).open("wb") as out:
+            out.write(header)
+            for tensor, dims in shard:
+                index += 1
+                _, values = next(islice(_versions(shape, index, dims, dtype), model, None))
+                out.write(values.view(torch.uint8).numpy())
+                files[tensor] = file
+    _write_index(shape, folder, files)
+
+
 def _write_weights(shape: Shape, out: Path) -> None:
     shards = list(_shards(shape))
     dtype = getattr(torch, shape.dtype)
@@ -103,10 +128,14 @@ def _write_weights(shape: Shape, out: Path) -> None:
                 maps[name][tensor] = file
         for name in NAMES:
             save_file(held.pop(name), out / name / file, metadata={"format": "pt"})
-    total = sum(_numel(dims) for _, dims in shape.tensors()) * dtype.itemsize
     for name in NAMES:
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": maps[name]}, indent=2)
-        (out / name / "model.safetensors.index.json").write_text(text)
+        _write_index(shape, out / name, maps[name])
+
+
+def _write_index(shape: Shape, folder: Path, files: dict[str, str]) -> None:
+    total = sum(_numel(dims) for _, dims in shape.tensors()) * getattr(torch, shape.dtype).itemsize
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": files}, indent=2)
+    (folder / "model.safetensors.index.json").write_text(text)
 
 
 def _versions(
