@@ -19,6 +19,7 @@ import torch
 from hubmerge.devices import CPU, DeviceMap
 from hubmerge.errors import IntegrityError
 from hubmerge.linalg import of_rank
+from hubmerge.measuring import Meter
 from hubmerge.methods import get_method
 from hubmerge.ranking import GRAIN
 from hubmerge.reader import AdapterDelta, ChunkGroup, Scratch, Slot, Versions
@@ -71,7 +72,8 @@ class Engine:
         progress: Told of every finished piece.
         devices: Where matrices are decomposed.
         done: Paths of output files that are finished from the start. Their inputs are read only where a method's
-            statistics are about the whole model.
+            statistics are about the whole model, or for what is measured.
+        meter: Shown what is merged.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Engine:
         progress: Callable[[Progress], None] | None = None,
         devices: DeviceMap | None = None,
         done: Collection[str] = (),
+        meter: Meter | None = None,
     ) -> None:
         self.plan = plan
         self.sources = sources
@@ -93,7 +96,8 @@ class Engine:
         self._devices = devices or DeviceMap()
         self._schedule = Schedule()
         self._outputs = Outputs(plan.outputs, sink, lambda: self._schedule.error is not None, done)
-        self._jobs = [job for job in plan.jobs if job.output not in self._outputs.done]
+        self._meter = meter
+        self._jobs = [job for job in plan.jobs if self._is_due(job)]
         self.truncation: dict[str, tuple[float, float]] = {}
         """Of merged factors: the squared norms of what their rank leaves out, and of the whole delta."""
         self._lock = threading.Lock()
@@ -119,6 +123,7 @@ class Engine:
                     self._add_pieces(job, lambda s, job, a, b: self._copy(s, job, a, b))
                 else:
                     self._start(job, stats)
+            self._add_spectra()
             self._outputs.ship_empty()
             self._schedule.run(self._devices.threads(self.tuning.workers))
         except BaseException:
@@ -187,6 +192,21 @@ class Engine:
         total = _Total()
         self._add_observers(job, p, stats, total, lambda: self._next_pass(job, p, method.settle(stats, total.value, p)))
 
+    # --- figures --------------------------------------------------------------------------------------------
+
+    def _is_due(self, job: TensorJob) -> bool:
+        """Whether there is anything to do: what is written already is merged again only to be measured."""
+        return job.output not in self._outputs.done or (self._meter is not None and self._meter.wants(job))
+
+    def _add_spectra(self) -> None:
+        """Queue the decompositions of deltas, behind everything else."""
+        for number, job in enumerate(self._meter.spectral if self._meter is not None else ()):
+            self._schedule.add((len(self.plan.outputs), number), lambda _, job=job: self._measure_spectra(job))  # type: ignore[misc]
+
+    def _measure_spectra(self, job: TensorJob) -> None:
+        assert self._meter is not None
+        self._meter.add_spectra(self._group(job, 0, job.numel, Scratch(), stage=False, whole=True))
+
     # --- work on one piece ----------------------------------------------------------------------------------
 
     def _method_of(self, job: TensorJob) -> Method:
@@ -232,7 +252,15 @@ class Engine:
             raise Cancelled
 
     def _group(
-        self, job: TensorJob, start: int, stop: int, scratch: Scratch, *, observing: bool = False, stage: bool = True
+        self,
+        job: TensorJob,
+        start: int,
+        stop: int,
+        scratch: Scratch,
+        *,
+        observing: bool = False,
+        stage: bool = True,
+        whole: bool = False,
     ) -> ChunkGroup:
         base = Slot(job.base, self.sources.open(-1, job.base.file)) if job.base is not None else None
         models: list[Slot | AdapterDelta | None] = []
@@ -249,7 +277,7 @@ class Engine:
                 )
             else:
                 models.append(None)
-        whole = self._in_one_chunk(job, observing=observing)
+        whole = whole or self._in_one_chunk(job, observing=observing)
         versions = Versions(job, base, tuple(models), compute)
         afar = self._remote or job.index in self._devices.places
         if stage and afar and not (whole and is_factored(job) and observing):
@@ -285,7 +313,8 @@ class Engine:
 
     def _merge(self, scratch: Scratch, job: TensorJob, start: int, stop: int, stats: Any | None) -> None:
         group = self._group(job, start, stop, scratch)
-        writer = self._outputs.writer(job.output)
+        meter = self._meter if self._meter is not None and self._meter.wants(job) else None
+        writer = self._outputs.writer(job.output) if job.output not in self._outputs.done else None
         for a, b in self._chunks(job, start, stop):
             group.move(a, b - a)
             merged = self._in_place(job, group, partial(self._merged, job, group, stats))
@@ -293,7 +322,11 @@ class Engine:
             # A finite sum proves that every element is; only the other case needs the slow look.
             if not math.isfinite(float(out.sum())) and not bool(torch.isfinite(out).all()):
                 raise group.non_finite(self._label)
-            writer.write(job.start_byte + a * job.dtype.nbytes, out.view(torch.uint8).numpy().data)
+            if writer is not None:
+                writer.write(job.start_byte + a * job.dtype.nbytes, out.view(torch.uint8).numpy().data)
+            if meter is not None:
+                self._check_stopped()
+                meter.add_chunk(group, a, out)
         self._finished(job, start, stop)
 
     def _merged(self, job: TensorJob, group: ChunkGroup, stats: Any | None) -> torch.Tensor:
@@ -349,7 +382,7 @@ class Engine:
         with self._lock:
             self._done_bytes += high - low
             done = self._done_bytes
-        whole = self._outputs.written(job.output, low, high)
+        whole = job.output not in self._outputs.done and self._outputs.written(job.output, low, high)
         self._progress(Progress(done, self._total_bytes, self.plan.outputs[job.output].path if whole else None))
 
     def _label(self, source: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,9 +24,14 @@ class Scratch:
         self._buffers: list[torch.Tensor] = []
         self._used = 0
 
-    def reset(self) -> None:
-        """Take all buffers back."""
-        self._used = 0
+    @property
+    def used(self) -> int:
+        """How many buffers are out."""
+        return self._used
+
+    def reset(self, used: int = 0) -> None:
+        """Take all buffers back, but the first so many."""
+        self._used = used
 
     def take(self, n: int, dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised (n,) tensor, valid until the next reset."""
@@ -134,6 +140,19 @@ class ChunkGroup(TensorGroup):
         self._scratch = scratch
         self._base: torch.Tensor | None = None
         self._device: torch.device | None = None
+        self._flat: ChunkGroup | None = None
+
+    @property
+    def size(self) -> int:
+        """Elements in the chunk."""
+        return self._n
+
+    def flat(self) -> ChunkGroup:
+        """The same versions in flat chunks, on the processor, with buffers of their own."""
+        if self._flat is None:
+            self._flat = copy.copy(self)
+            self._flat._whole, self._flat._scratch, self._flat._device = False, Scratch(), None
+        return self._flat
 
     def prepare(self) -> None:
         """Do in advance what the values need of the processor."""
@@ -214,6 +233,17 @@ class ChunkGroup(TensorGroup):
         rows, columns = self.shape[::-1] if self.job.transposed else self.shape
         empty = torch.empty(0, dtype=self._versions.compute, device=self._device)
         return LowRank(empty.view(rows, 0), empty.view(0, columns))
+
+    def each_delta(self) -> Iterator[torch.Tensor | LowRank]:
+        """The deltas, as factors where they are known so; each may take the buffer of the one before."""
+        for i in range(len(self)):
+            if (found := self.factors(i)) is not None:
+                yield found
+                continue
+            self._flat_base()
+            used = self._scratch.used
+            yield self.delta(i)
+            self._scratch.reset(used)
 
     def non_finite(self, label: Callable[[int], str]) -> IntegrityError:
         """The error that says which input holds the first NaN or infinity of this chunk; -1 labels the base."""

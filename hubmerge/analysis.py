@@ -1,0 +1,412 @@
+"""How the task vectors of a merge lie to one another and to what was merged: lengths, angles, signs, subspaces.
+
+A task vector is a model minus the base. Inner products are summed in float64 per grain of 32768 elements, and grains
+added exactly, so that no figure depends on how a tensor is cut into chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hubmerge.disentangle import inner_products_of_factors
+from hubmerge.gram import gram_matrix
+from hubmerge.lapack import eigenpairs
+from hubmerge.linalg import Delta, Svd, dtype_of, numerical_rank, rank_tolerance, shape_of, truncated_svd
+from hubmerge.ranking import GRAIN
+from hubmerge.spec import LowRank
+from hubmerge.sums import Doubles
+
+FORMAT_VERSION: Literal[1] = 1
+SMALL = 256
+"""Rows or columns up to which a matrix is decomposed itself, and not through its Gram matrix."""
+SIGN_ENTRIES = 1 << 20
+"""Entries of a product of factors whose signs are looked at, in rows evenly spread over it."""
+_ROWS = 1024
+_BLURRED = 1e-4
+"""Of the smallest squared singular value that is kept: what the Gram matrix's rounding may be, at the very most."""
+_DIGITS = 7
+
+Counts = npt.NDArray[np.int64]
+
+
+# --- lengths, angles, signs -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Relations:
+    """Inner products of T task vectors, the merged delta and the base, over any part of a model; they add up.
+
+    Shapes: gram (T + 2, T + 2), in that order, zero where there is no base; same, both (T, T).
+    """
+
+    gram: Doubles
+    same: Counts
+    """Entries that are positive in both task vectors, or negative in both."""
+    both: Counts
+    """Entries that are zero in neither."""
+
+    def __add__(self, other: Relations) -> Relations:
+        return Relations(self.gram + other.gram, self.same + other.same, self.both + other.both)
+
+    @property
+    def tasks(self) -> int:
+        """How many task vectors there are."""
+        return len(self.gram) - 2
+
+    @property
+    def norms(self) -> Doubles:
+        """Euclidean lengths of the task vectors, (T,)."""
+        return np.sqrt(self.gram.diagonal()[:-2])
+
+    @property
+    def merged_norm(self) -> float:
+        """Length of the merged delta."""
+        return math.sqrt(self.gram[-2, -2])
+
+    @property
+    def base_norm(self) -> float:
+        """Length of the base; 0 if it was not read."""
+        return math.sqrt(self.gram[-1, -1])
+
+    @property
+    def cosines(self) -> Doubles:
+        """Cosines of all pairs of task vectors, (T, T); NaN where one is zero."""
+        return self._cosines[:-2, :-2]
+
+    @property
+    def merged_cosines(self) -> Doubles:
+        """Cosine of each task vector and the merged delta, (T,); NaN where one is zero."""
+        return self._cosines[-2, :-2]
+
+    @property
+    def _cosines(self) -> Doubles:
+        lengths = np.sqrt(self.gram.diagonal())
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: Doubles = np.clip(self.gram / (lengths[:, None] * lengths), -1.0, 1.0)
+        return found
+
+    @property
+    def distances(self) -> Doubles:
+        """``‖merged - Δₜ‖ / ‖Δₜ‖``, (T,): 0 if the task is kept as it is, 1 at the base; NaN where Δₜ is zero."""
+        squares = self.gram.diagonal()
+        apart = np.maximum(squares[-2] - 2 * self.gram[-2, :-2] + squares[:-2], 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: Doubles = np.sqrt(apart / np.where(squares[:-2] > 0, squares[:-2], np.nan))
+        return found
+
+    @property
+    def sign_agreement(self) -> Doubles:
+        """Of the entries that two tasks both change, the fraction that they change in the same direction, (T, T)."""
+        with np.errstate(invalid="ignore"):
+            found: Doubles = self.same / self.both
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; pairs in the order (0, 1), (0, 2), …, (1, 2), …; null where a vector is zero."""
+        return {
+            "norms": numbers(self.norms),
+            "base_norm": number(self.base_norm),
+            "cosines": numbers(pairs_of(self.cosines)),
+            "sign_agreement": numbers(pairs_of(self.sign_agreement)),
+            "merged": {
+                "norm": number(self.merged_norm),
+                "cosines": numbers(self.merged_cosines),
+                "distances": numbers(self.distances),
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What chunks of one tensor add to its relations; the sum does not depend on the chunks or their order."""
+
+    grams: tuple[Doubles, ...]
+    """Of each grain."""
+    same: Counts
+    both: Counts
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.grams + other.grams, self.same + other.same, self.both + other.both)
+
+    def relations(self) -> Relations:
+        """The sums, correctly rounded."""
+        columns = np.stack(self.grams).reshape(len(self.grams), -1).T.tolist()
+        totals = np.array([math.fsum(column) for column in columns])
+        return Relations(totals.reshape(self.grams[0].shape), self.same, self.both)
+
+
+def tally(deltas: Sequence[torch.Tensor], merged: torch.Tensor, base: torch.Tensor) -> Tally:
+    """What a chunk adds: T deltas, the merged delta and the base, each (n,); it starts where a grain does."""
+    grams = []
+    total = _no_signs(len(deltas))
+    for start in range(0, max(len(merged), 1), GRAIN):
+        grain = [v[start : start + GRAIN] for v in (*deltas, merged, base)]
+        values = torch.stack([v.double() for v in grain])
+        grams.append((values @ values.T).numpy())
+        total = [a + b for a, b in zip(total, _signs(torch.stack(grain[:-2])), strict=True)]
+    return Tally(tuple(grams), *total)
+
+
+def tally_of_factors(deltas: Sequence[LowRank], merged: LowRank) -> Tally:
+    """What a tensor adds whose deltas and merged delta are factors; there is no base, and no delta is formed.
+
+    Signs are looked at in rows evenly spread over the matrix, so many as have about a million entries.
+    """
+    count = len(deltas) + 1
+    gram = np.zeros((count + 1, count + 1))
+    upper = np.triu_indices(count)
+    gram[upper] = inner_products_of_factors([*deltas, merged]).rows[0][0]
+    gram[upper[1], upper[0]] = gram[upper]
+    rows, columns = merged.shape
+    wanted = min(rows, max(SIGN_ENTRIES // max(columns, 1), 1))
+    some = torch.arange(wanted) * rows // max(wanted, 1)
+    signs = torch.stack([(d.up[some].double() @ d.down.double()).mul_(d.scale).view(-1) for d in deltas])
+    return Tally((gram,), *_signs(signs))
+
+
+def _signs(values: torch.Tensor) -> list[Counts]:
+    """Pairs of rows (T, n): how many entries have the same sign, and how many a sign, each (T, T)."""
+    total = _no_signs(len(values))
+    # Sums of ones are exact in float32 up to 2^24.
+    for part in torch.split(values, 1 << 22, dim=1):
+        signs = part.sign().float()
+        products, both = signs @ signs.T, (present := signs.abs_()) @ present.T
+        total[0] += ((both + products) / 2).long().numpy()
+        total[1] += both.long().numpy()
+    return total
+
+
+def _no_signs(count: int) -> list[Counts]:
+    return [np.zeros((count, count), np.int64) for _ in range(2)]
+
+
+# --- singular values and subspaces ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Spectra:
+    """The singular values of T deltas of one weight, and how much their leading singular subspaces share."""
+
+    ranks: tuple[int, ...]
+    """1, 2, 4, … up to the smaller side of the matrix."""
+    squares: Doubles
+    """Sums of the squares of so many of the largest singular values, (T, len(ranks))."""
+    kept: int
+    """Triplets of each delta that are compared: the smaller side divided by T, what ``tsv_merge`` keeps."""
+    interference: float
+    """Singular task interference ``‖(UᵀU - I) Σ (VᵀV - I)‖₁``, entrywise."""
+    induced: float
+    """The same with the matrix norm that the 1-norm of vectors induces: the largest sum of a column."""
+    nuclear: float
+    """Sum of the singular values compared."""
+
+    @property
+    def energy(self) -> Doubles:
+        """Fractions of each delta's squared length in its best approximation of each rank, (T, len(ranks))."""
+        with np.errstate(invalid="ignore"):
+            found: Doubles = self.squares / self.squares[:, -1:]
+        return found
+
+    @property
+    def relative_interference(self) -> float:
+        """Interference over the sum of the singular values in it: the deltas' lengths cancel; NaN if all are 0."""
+        return self.interference / self.nuclear if self.nuclear else math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "ranks": list(self.ranks),
+            "energy": [numbers(row) for row in self.energy],
+            "compared_rank": self.kept,
+            "interference": number(self.interference),
+            "interference_induced": number(self.induced),
+            "interference_relative": number(self.relative_interference),
+        }
+
+
+def measure_spectra(deltas: Iterable[Delta], count: int) -> Spectra:
+    """Decompose the deltas of one weight, one after the other, and compare them.
+
+    Directions that a delta numerically does not have take no part.
+
+    Args:
+        deltas: Matrices (out, in), or factors; each is asked for when the one before is done with.
+        count: How many they are.
+
+    Source: Task Singular Vectors, Gargiulo et al., 2025, arXiv 2412.00081, section 3.2; the norm is not said there.
+    """
+    kept, squares, found = 0, [], []
+    ranks: tuple[int, ...] = ()
+    for delta in deltas:
+        smaller = min(shape_of(delta))
+        kept = max(1, smaller // count)
+        ranks = _doubling(smaller)
+        energies, leading = decomposed(delta, kept)
+        sums = np.cumsum(energies)
+        squares.append([sums[min(r, len(sums)) - 1] if len(sums) else 0.0 for r in ranks])
+        found.append(leading)
+        del delta
+    left = _apart([f.left.T for f in found])
+    right = _apart([f.right for f in found])
+    values = torch.cat([f.values for f in found])
+    scores = (left.mul_(values) @ right).abs_()
+    return Spectra(
+        ranks=ranks,
+        squares=np.array(squares),
+        kept=kept,
+        interference=float(scores.sum()),
+        induced=float(scores.sum(0).max()) if scores.numel() else 0.0,
+        nuclear=float(values.sum()),
+    )
+
+
+def _doubling(most: int) -> tuple[int, ...]:
+    return (*(1 << i for i in range((most - 1).bit_length())), most)
+
+
+def _apart(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Inner products of all rows of the parts, (r, n) each, minus the identity: exact zeros within a part."""
+    rows = []
+    for i, a in enumerate(parts):
+        # Within a part the vectors are orthonormal; what a product leaves there is rounding.
+        rows.append(torch.cat([a.new_zeros(len(a), len(b)) if i == j else a @ b.T for j, b in enumerate(parts)], dim=1))
+    return torch.cat(rows)
+
+
+def decomposed(delta: Delta, k: int) -> tuple[Doubles, Svd]:
+    """All squared singular values, in descending order, and the k leading triplets, without null ones.
+
+    Small matrices, factors and float64 data are decomposed in float64. Large float32 ones go through the Gram matrix,
+    in float64, unless its rounding could blur the triplets.
+    """
+    shape, precision = shape_of(delta), dtype_of(delta)
+    tolerance = rank_tolerance(shape, precision)
+    if not isinstance(delta, LowRank) and precision == torch.float32 and min(shape) > SMALL:
+        found = _through_gram(delta, k, tolerance) if shape[0] >= shape[1] else None
+        if shape[0] < shape[1] and (turned := _through_gram(delta.T, k, tolerance)) is not None:
+            found = turned[0], turned[1].T
+        if found is not None:
+            return found
+    whole = truncated_svd(delta, tolerance=0.0, precision=torch.float64)
+    top = whole.top(min(k, numerical_rank(whole.values, tolerance)))
+    return whole.values.square().numpy(), top
+
+
+def _through_gram(matrix: torch.Tensor, k: int, tolerance: float) -> tuple[Doubles, Svd] | None:
+    """As ``decomposed``, for (m, n) with m ≥ n; the matrix is never held in float64."""
+    blocks = [matrix[i : i + _ROWS] for i in range(0, len(matrix), _ROWS)]
+    gram = gram_matrix(blocks[0].double())
+    for block in blocks[1:]:
+        gram += gram_matrix(block.double())
+    if not bool(torch.isfinite(gram).all()):
+        return None
+    error = sum(matrix.shape) * torch.finfo(torch.float64).eps * float(gram.trace())
+    squares, vectors = eigenpairs(gram)
+    del gram
+    squares = squares.clamp(min=0.0)
+    values = squares[:k].sqrt()
+    values = values[: numerical_rank(values, tolerance)]
+    if len(values) and error > _BLURRED * float(values[-1]) ** 2:
+        return None
+    right = vectors[:, : len(values)].contiguous()
+    left = torch.cat([block.double() @ right for block in blocks]).div_(values)
+    return squares.numpy(), Svd(left, values, right.T)
+
+
+# --- the whole --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFigures:
+    """What was measured of one merged tensor."""
+
+    name: str
+    kind: str
+    layer: int | None
+    shape: tuple[int, ...]
+    relations: Relations
+    spectra: Spectra | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        found = {"name": self.name, "kind": self.kind, "layer": self.layer, "shape": list(self.shape)}
+        spectra = {"spectra": self.spectra.to_json()} if self.spectra else {}
+        return found | self.relations.to_json() | spectra
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What was measured of a merge.
+
+    Args:
+        tasks: The models' names, in the recipe's order.
+        method: What merged them.
+        plan: Digest of the plan.
+        tensors: The merged tensors, in order.
+        matrices: How many weights there are whose singular values could be measured.
+    """
+
+    tasks: tuple[str, ...]
+    method: str
+    plan: str
+    tensors: tuple[TensorFigures, ...]
+    matrices: int
+
+    @cached_property
+    def model(self) -> Relations:
+        """Over all merged tensors."""
+        return reduce(Relations.__add__, (t.relations for t in self.tensors))
+
+    @cached_property
+    def blocks(self) -> dict[int | None, Relations]:
+        """By layer; None is what belongs to no layer."""
+        found: defaultdict[int | None, list[Relations]] = defaultdict(list)
+        for tensor in self.tensors:
+            found[tensor.layer].append(tensor.relations)
+        order = sorted(found, key=lambda layer: (layer is None, layer or 0))
+        return {layer: reduce(Relations.__add__, found[layer]) for layer in order}
+
+    @property
+    def decomposed(self) -> tuple[TensorFigures, ...]:
+        """The tensors whose singular values were measured."""
+        return tuple(t for t in self.tensors if t.spectra is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data: the content of ``diagnostics.json``."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "method": self.method,
+            "plan_sha256": self.plan,
+            "tasks": list(self.tasks),
+            "pairs": [[self.tasks[i], self.tasks[j]] for i, j in combinations(range(len(self.tasks)), 2)],
+            "matrices": self.matrices,
+            "matrices_decomposed": len(self.decomposed),
+            "model": self.model.to_json(),
+            "blocks": [{"layer": layer, **found.to_json()} for layer, found in self.blocks.items()],
+            "tensors": [t.to_json() for t in self.tensors],
+        }
+
+
+def pairs_of(table: Doubles) -> Iterator[float]:
+    """What a (T, T) table says of each pair i < j."""
+    return (float(table[i, j]) for i, j in combinations(range(len(table)), 2))
+
+
+def numbers(values: Iterable[float]) -> list[float | None]:
+    """Seven digits of each, None for NaN."""
+    return [number(value) for value in values]
+
+
+def number(value: float) -> float | None:
+    """Seven digits of it, None for NaN and infinity: what JSON can say."""
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
