@@ -132,8 +132,7 @@ class Publisher:
         for path, content in small_files.items():
             self._staged[path] = self._upload(content, path)
         if self._state.branch != self.options.revision:
-            self._hub.branch(self.repo, self.options.revision, self._state.parent)
-            self._created_branch = True
+            self._created_branch = self._hub.branch(self.repo, self.options.revision, self._state.parent)
         with self._stage.in_use() if self._stage is not None else nullcontext():
             made = self._commit()
         self._published = True

@@ -85,8 +85,7 @@ class Stage:
         if self._head is None:
             about = json.dumps(self._work.described(), indent=2, ensure_ascii=False) + "\n"
             files.insert(0, self._upload(about.encode(), _ABOUT))
-            self._hub.branch(self._repo, self.branch, self._start, exist_ok=True)
-            self._made = True
+            self._made = self._hub.branch(self._repo, self.branch, self._start, exist_ok=True)
         with self.in_use():
             self._head = self._hub.append(self._repo, self.branch, files, message=f"Stage {written.path}")
         self.files[written.path] = written

@@ -113,7 +113,7 @@ class Connection:
             session.timeout = self.policy.timeout()
         return session
 
-    def call(self, what: str, repo: str, action: Callable[[], T], *, retry: bool = True, writing: bool = False) -> T:
+    def call(self, what: str, repo: str, action: Callable[[], T], *, writing: bool = False) -> T:
         """Run a call to the Hub.
 
         What a storage server refuses, as it does with an address that has expired, is tried once more at once: the
@@ -122,8 +122,7 @@ class Connection:
         Args:
             what: Continues "cannot" in messages.
             repo: The repository it is about.
-            action: The call; with ``retry`` it may run several times.
-            retry: Whether to repeat it after time-outs, lost connections and overload.
+            action: The call; it is repeated after time-outs, lost connections and overload.
             writing: Whether it changes something; decides the kind of error.
 
         Raises:
@@ -143,12 +142,12 @@ class Connection:
             except HubMergeError:
                 raise
             except Exception as error:
-                if retry and not refused and not is_transient(error) and is_refused_by_storage(error, self.endpoint):
+                if not refused and not is_transient(error) and is_refused_by_storage(error, self.endpoint):
                     refused = True
                     continue
                 failures += 1
                 wait_s = self.wait_s(error, failures)
-                if not (retry and is_transient(error)) or failures >= self.policy.attempts or wait_s is None:
+                if not is_transient(error) or failures >= self.policy.attempts or wait_s is None:
                     self.fail(error, what, repo, writing=writing)
                 log.info("cannot %s yet: %s; next attempt in %.1f s", what, type(error).__name__, wait_s)
                 time.sleep(wait_s)

@@ -96,26 +96,47 @@ class Repos(Reader):
 
         return self.call(f"create {repo}", repo, create, writing=True)
 
-    def branch(self, repo: str, name: str, commit: str, *, exist_ok: bool = False) -> None:
-        """Create a branch at a commit; with ``exist_ok``, one that is there stays where it is."""
+    def branch(self, repo: str, name: str, commit: str, *, exist_ok: bool = False) -> bool:
+        """Create a branch at a commit; with ``exist_ok``, one that is there stays where it is.
 
-        def create() -> None:
-            self.api.create_branch(repo, branch=name, revision=commit, exist_ok=exist_ok)
+        Returns:
+            Whether this call created it; as in ``ensure_repo``, not if the reply was lost.
 
-        self.call(f"create the branch {name!r} of {repo}", repo, create, retry=exist_ok, writing=True)
+        Raises:
+            PublishError: There is one, at another commit.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def create() -> bool:
+            try:
+                self.api.create_branch(repo, branch=name, revision=commit)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 409:
+                    raise
+                return False
+            return True
+
+        created = self.call(f"create the branch {name!r} of {repo}", repo, create, writing=True)
+        if not (created or exist_ok) and (head := self.head(repo, name)) != commit:
+            raise PublishError(
+                f"{repo} has got a branch {name!r}, at {head}", hint="Run the same command again to publish on top."
+            )
+        return created
 
     def delete_branch(self, repo: str, name: str) -> None:
-        """Delete a branch."""
+        """Delete a branch; one that is gone already is fine."""
         what = f"delete the branch {name!r} of {repo}"
-        self.call(what, repo, lambda: self.api.delete_branch(repo, branch=name), retry=False, writing=True)
+        try:
+            self.call(what, repo, lambda: self.api.delete_branch(repo, branch=name), writing=True)
+        except (AccessError, PublishError):
+            if self.head(repo, name) is not None:
+                raise
 
     def tag(self, repo: str, name: str, commit: str) -> None:
         """Create a tag at a commit; one that stands there already is fine."""
         what = f"tag {repo} as {name!r}"
         try:
-            self.call(
-                what, repo, lambda: self.api.create_tag(repo, tag=name, revision=commit), retry=False, writing=True
-            )
+            self.call(what, repo, lambda: self.api.create_tag(repo, tag=name, revision=commit), writing=True)
         except PublishError:
             if self.refs(repo).tags.get(name) != commit:
                 raise

@@ -232,19 +232,20 @@ class _FaultyRequest:
 
     async def __call__(self) -> Message:
         fault, start = self._fault, self._received
-        if fault.stall_upload_after_bytes is not None and start >= fault.stall_upload_after_bytes:
-            await self._connection.gone()  # the client's bytes pile up in the kernel until no more fit
-            return {"type": "http.disconnect"}
         message = await self._receive()
         body = message.get("body", b"")
         self._received += len(body)
-        if fault.reset_upload_after_bytes is not None and self._received >= fault.reset_upload_after_bytes:
+        if self._reached(fault.reset_upload_after_bytes):
             self._connection.reset()
-            await self._connection.gone()
+        if self._reached(fault.reset_upload_after_bytes) or self._reached(fault.stall_upload_after_bytes):
+            await self._connection.gone()  # in a stall, the client's bytes pile up until the kernel takes no more
             return {"type": "http.disconnect"}
         if fault.upload_rate_bytes_s:
             await asyncio.sleep(len(body) / fault.upload_rate_bytes_s)
         return {**message, "body": _with_wrong_byte(body, start, fault.corrupt_upload_at)} if body else message
+
+    def _reached(self, limit_bytes: int | None) -> bool:
+        return limit_bytes is not None and self._received >= limit_bytes
 
 
 class FaultMiddleware:
