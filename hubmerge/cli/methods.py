@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -14,45 +16,70 @@ from hubmerge.cli import _options, _output
 @click.option("--markdown", is_flag=True, help="Print the reference page of the documentation.")
 @_options.output_options
 def command(name: str | None, markdown: bool, as_json: bool, quiet: bool, verbose: int, debug: bool) -> None:
-    """List the merge methods, or describe the one called NAME."""
-    from hubmerge.methods import all_methods, get_method
+    """List the merge methods and the codecs of bundles, or describe the one called NAME."""
+    from hubmerge.codecs import all_codecs
+    from hubmerge.methods import all_methods
+    from hubmerge.recipe.algorithms import get_algorithm
 
-    methods = [get_method(name)] if name else list(all_methods())
+    if name is not None:
+        found = get_algorithm(name)
+        _output.json_data(_describe(found)) if as_json else _output.data(_section(found))
+        return
+    methods, codecs = all_methods(), all_codecs()
     if as_json:
-        described = [_describe(m) for m in methods]
-        _output.json_data(described[0] if name else described)
+        _output.json_data([_describe(a) for a in (*methods, *codecs)])
     elif markdown:
-        _output.data(reference_page(methods))
-    elif name:
-        _output.data(_section(methods[0]))
+        _output.data(reference_page(methods, codecs))
     else:
         _output.data(_output.table(["method", "rule"], [[m.name, m.summary] for m in methods]))
+        _output.data("")
+        _output.data(_output.table(["codec", "of bundles"], [[c.name, c.summary] for c in codecs]))
 
 
-def _describe(method: Any) -> dict[str, Any]:
+def _describe(algorithm: Any) -> dict[str, Any]:
+    own = ("incremental",) if _is_codec(algorithm) else ("uses_base", "min_models", "max_models")
     return {
-        "name": method.name,
-        "summary": method.summary,
-        "paper": method.paper,
-        "unit": method.unit,
-        "uses_base": method.uses_base,
-        "min_models": method.min_models,
-        "max_models": method.max_models,
-        "parameters": method.parameters.model_json_schema(),
+        "name": algorithm.name,
+        "kind": "codec" if _is_codec(algorithm) else "method",
+        **{key: getattr(algorithm, key) for key in ("summary", "paper", "unit", *own)},
+        "parameters": algorithm.parameters.model_json_schema(),
     }
 
 
-def _section(method: Any) -> str:
+def _is_codec(algorithm: Any) -> bool:
+    from hubmerge.codec import Codec
+
+    return isinstance(algorithm, Codec)
+
+
+def _section(algorithm: Any) -> str:
+    lines = [algorithm.name, "", algorithm.summary, *_use(algorithm), "", f"Paper: {algorithm.paper}"]
+    if rows := _rows(algorithm):
+        lines += ["", _output.table(_HEADINGS, rows)]
+    return "\n".join(lines)
+
+
+def _use(algorithm: Any) -> list[str]:
+    """What tells a codec from a method."""
+    if not _is_codec(algorithm):
+        return []
+    alone = "can" if algorithm.incremental else "cannot"
+    return ["", f"A codec of bundles. Tasks {alone} be added and removed without the other tasks' models."]
+
+
+_HEADINGS = ["parameter", "type", "default", "per model", "meaning"]
+
+
+def _rows(algorithm: Any) -> list[list[str]]:
+    """A row for each parameter."""
     rows = []
-    for field, info in method.parameters.model_fields.items():
+    for field, info in algorithm.parameters.model_fields.items():
         extra = info.json_schema_extra
         per_model = "yes" if isinstance(extra, dict) and extra.get("per_model") else ""
-        default = "required" if info.is_required() else repr(info.default)
-        rows.append([field, _type(info.annotation), default, per_model, info.description or ""])
-    lines = [method.name, "", method.summary, "", f"Paper: {method.paper}"]
-    if rows:
-        lines += ["", _output.table(["parameter", "type", "default", "per model", "meaning"], rows)]
-    return "\n".join(lines)
+        default = "required" if info.is_required() else str(info.default)
+        meaning = " ".join((info.description or "").split())
+        rows.append([field, _type(info.annotation), default, per_model, meaning])
+    return rows
 
 
 def _type(annotation: Any) -> str:
@@ -63,8 +90,8 @@ def _type(annotation: Any) -> str:
     return getattr(annotation, "__name__", str(annotation))
 
 
-def reference_page(methods: list[Any]) -> str:
-    """``docs/methods.md``, generated: one section for each method."""
+def reference_page(methods: Sequence[Any], codecs: Sequence[Any]) -> str:
+    """``docs/methods.md``, generated: one section for each method, and one for each codec."""
     lines = [
         "# Merge methods",
         "",
@@ -72,16 +99,44 @@ def reference_page(methods: list[Any]) -> str:
         "of every model; `scale` multiplies the",
         "merged delta. A delta is a model minus the base.",
     ]
-    for m in methods:
-        lines += ["", f"## `{m.name}`", "", m.summary, "", f"*{m.paper}*"]
-        if not m.parameters.model_fields:
-            continue
-        lines += ["", "| parameter | type | default | per model | meaning |", "|---|---|---|---|---|"]
-        for field, info in m.parameters.model_fields.items():
-            extra = info.json_schema_extra
-            per_model = "yes" if isinstance(extra, dict) and extra.get("per_model") else ""
-            default = "required" if info.is_required() else f"`{info.default}`"
-            kind = _type(info.annotation).replace("|", "\\|")
-            meaning = " ".join((info.description or "").split()).replace("|", "\\|")
-            lines.append(f"| `{field}` | {kind} | {default} | {per_model} | {meaning} |")
-    return "\n".join(lines) + "\n"
+    for method in methods:
+        lines += _part(method)
+    lines += [
+        "",
+        "# Codecs of bundles",
+        "",
+        "A codec is named as the `method` of a recipe whose output is a bundle; "
+        "[bundle-format.md](bundle-format.md) says what it keeps.",
+    ]
+    for codec in codecs:
+        lines += _part(codec)
+    return "\n".join([*lines, *_storage()]) + "\n"
+
+
+def _part(algorithm: Any) -> list[str]:
+    lines = ["", f"## `{algorithm.name}`", "", algorithm.summary, *_use(algorithm), "", f"*{algorithm.paper}*"]
+    rows = _rows(algorithm)
+    if rows:
+        lines += ["", *_markdown(_HEADINGS)]
+    for field, kind, default, per_model, meaning in rows:
+        shown = default if default == "required" else f"`{default}`"
+        cells = (cell.replace("|", "\\|") for cell in (kind, shown, per_model, meaning))
+        lines.append(f"| `{field}` | {' | '.join(cells)} |")
+    return lines
+
+
+def _markdown(headings: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+
+
+def _storage() -> list[str]:
+    """What ``storage`` makes of a number, and masks of a boolean."""
+    from hubmerge.storage import BLOCK, FORMS
+
+    lines = ["", "## Storage forms", "", *_markdown(["form", "stored as", "bits per value", "exact"])]
+    for name, form in FORMS.items():
+        kept = form.stored((BLOCK,))
+        bits = sum(8 * math.prod(s.shape) * s.dtype.nbytes for s in kept) / BLOCK
+        parts = ", ".join(f"{s.dtype.name}{f' ({s.suffix})' if s.suffix else ''}" for s in kept)
+        lines.append(f"| `{name}` | {parts} | {bits:g} | {'yes' if form.exact else ''} |")
+    return lines
