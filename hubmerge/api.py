@@ -19,7 +19,7 @@ from hubmerge.footprint import Footprint
 from hubmerge.hub import Hub
 from hubmerge.inputs import Fetch, Inputs, read_small
 from hubmerge.journal import TAG_LENGTH, Resumable, resumable
-from hubmerge.licenses import derive_license
+from hubmerge.licenses import NOTICE_NAME, Decision, derive_license, kept_files, notice, own_texts, refuse
 from hubmerge.lock import LOCK_NAME, build_lock, dumps, portable_recipe
 from hubmerge.output import FolderSink, Written
 from hubmerge.planning import build_plan
@@ -68,6 +68,8 @@ class PushTarget:
     revision: str | None = None
     tag: str | None = None
     overwrite: bool = False
+    accept_license_risk: bool = False
+    """Publish although the parents' licences forbid it, under the licence that the recipe's card states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ class Result:
     commit: str | None = None
     truncation: Truncation | None = None
     """What a merged adapter lost to its rank."""
+    license: Decision | None = None
+    """What the check of the parents' licences says."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -95,6 +99,7 @@ class Result:
             "timings": dict(self.timings),
             "peak_rss_bytes": peak_rss_bytes(),
             "truncation": asdict(self.truncation) if self.truncation else None,
+            "license_check": self.license.to_json() if self.license else None,
             "problems": [asdict(p) for p in self.plan.problems],
         }
 
@@ -113,7 +118,7 @@ class PlanReport:
 
     plan: Plan
     footprint: Footprint
-    license: str | None
+    license: Decision
     parameters: str
     devices: DeviceMap
 
@@ -133,7 +138,8 @@ class PlanReport:
             **asdict(self.footprint),
             "matrices": {d: {"tensors": n, "elements": size} for d, (n, size) in self.devices.shares(plan).items()},
             "device_notes": list(self.devices.notes),
-            "license": self.license,
+            "license": self.license.license,
+            "license_check": self.license.to_json(),
             "problems": [asdict(p) for p in plan.problems],
         }
 
@@ -156,7 +162,6 @@ def plan(recipe: Recipe, *, hub: Hub | None = None) -> Plan:
 def report(recipe: Recipe, *, options: RunOptions | None = None, hub: Hub | None = None) -> PlanReport:
     """The plan, what running it reads, writes and holds, and the licence it would carry."""
     found = plan(recipe, hub=hub)
-    license = derive_license(found, recipe.card).license  # noqa: A001 - the Hub's own word
     remote = any(m.commit is not None for m in (found.base, *found.models))
     options = options or RunOptions()
     devices = device_map(found, options.device, options.device_memory_bytes)
@@ -164,7 +169,7 @@ def report(recipe: Recipe, *, options: RunOptions | None = None, hub: Hub | None
     return PlanReport(
         plan=found,
         footprint=footprint_of(found, tuning, devices, remote=remote),
-        license=license,
+        license=derive_license(found, recipe.card),
         parameters=", ".join(f"{k}={v}" for k, v in found.params.model_dump().items()),
         devices=devices,
     )
@@ -201,11 +206,12 @@ def merge(
     ):
         truncation = _run(planned, inputs, sink, options, progress)
         clock.lap("merge_s")
-        files = _companions(recipe, planned, hub, sink.written, truncation)
+        terms = derive_license(planned, recipe.card)
+        files = _companions(recipe, planned, hub, sink.written, truncation, terms.record(accepted_risk=False))
         sink.commit(files)
         written = _all_written(sink.written, files)
     clock.lap("publish_s")
-    return Result(planned, written, clock.timings(), path=sink.out, truncation=truncation)
+    return Result(planned, written, clock.timings(), path=sink.out, truncation=truncation, license=terms)
 
 
 def push(
@@ -223,13 +229,16 @@ def push(
     the next one of the same plan, on any machine, takes them over, unless ``resume`` is False.
 
     Raises:
-        HubMergeError: What went wrong; nothing half-made is left in the target's branches.
+        LicenseError: The parents' licences forbid it; nothing was created.
+        HubMergeError: What else went wrong; nothing half-made is left in the target's branches.
     """
     clock = _Clock()
     hub = hub or Hub()
     options = options or RunOptions()
     target = PushTarget(target) if isinstance(target, str) else target
     planned = _runnable(plan(recipe, hub=hub))
+    terms = derive_license(planned, recipe.card, target.repo)
+    refuse(terms, accept_risk=target.accept_license_risk, name=target.repo)
     publishing = PublishOptions(
         revision=target.revision or "main",
         create_pr=target.create_pr,
@@ -247,12 +256,13 @@ def push(
         sink = ShardByShard(Path(folder), publisher, planned.outputs, options.max_disk_bytes)
         truncation = _run(planned, inputs, sink, options, progress)
         clock.lap("merge_s")
-        files = _companions(recipe, planned, hub, sink.written, truncation, publisher.repo)
+        check = terms.record(accepted_risk=target.accept_license_risk)
+        files = _companions(recipe, planned, hub, sink.written, truncation, check, publisher.repo)
         published = publisher.finish(files)
         clock.lap("publish_s")
     written = _all_written(sink.written, files)
-    timings = clock.timings()
-    return Result(planned, written, timings, url=published.url, commit=published.commit, truncation=truncation)
+    url, commit = published.url, published.commit
+    return Result(planned, written, clock.timings(), None, url, commit, truncation, terms)
 
 
 def clean_up(repo: str, *, hub: Hub | None = None) -> tuple[str, ...]:
@@ -337,9 +347,10 @@ def _companions(
     hub: Hub,
     written: list[Written],
     truncation: Truncation | None,
+    license_check: Mapping[str, Any],
     repo: str | None = None,
 ) -> dict[str, bytes]:
-    """The small files of the result: copies, recipe, card, and the lock over all of them."""
+    """The small files of the result: copies, licences, recipe, card, and the lock over all of them."""
     files: dict[str, bytes] = {}
     for f in planned.files:
         if f.content is not None:
@@ -347,12 +358,16 @@ def _companions(
         else:
             assert f.source is not None
             files[f.path] = read_small(planned.pinned(f.source), hub, f.path)
+    files |= kept_files(planned.base, planned.models)
     portable = portable_recipe(planned, recipe.normalized())
     files[RECIPE_NAME] = Recipe.from_data(portable).to_yaml().encode()
     # A card that is published links to where it is published; one in a folder to the Hub that everyone knows.
     facts = CardFacts(planned, recipe, repo, hub.endpoint if repo else HUB_URL, truncation)
     files[CARD_NAME] = render_card(facts).encode()
-    lock = build_lock(planned, recipe.normalized(), _all_written(written, files))
+    files |= own_texts(facts.license)
+    if (text := notice(facts.license, files.get(NOTICE_NAME, b""))) is not None:
+        files[NOTICE_NAME] = text
+    lock = build_lock(planned, recipe.normalized(), _all_written(written, files), license_check)
     files[LOCK_NAME] = dumps(lock).encode()
     return files
 

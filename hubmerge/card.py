@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import hubmerge
 from hubmerge.architectures import Loading, loading, with_task
 from hubmerge.errors import HubMergeError
-from hubmerge.licenses import Decision, declared, derive_license
+from hubmerge.licenses import Decision, derive_license, license_of
 from hubmerge.markdown import environment, one_line
 from hubmerge.methods import get_method
 from hubmerge.spec import AdapterPart, Algorithm, Method, PinnedModel, Plan, Truncation
@@ -107,8 +107,8 @@ class CardFacts:
 
     @cached_property
     def license(self) -> Decision:
-        """What may be said about the licence."""
-        return derive_license(self.plan, self.recipe.card)
+        """The check of the parents' licences, and what the card says of it."""
+        return derive_license(self.plan, self.recipe.card, self.repo_id)
 
     @property
     def words(self) -> Card:
@@ -360,7 +360,7 @@ def _same(a: PinnedModel, b: PinnedModel) -> bool:
 
 
 def _parent(model: PinnedModel, own: Mapping[str, Any]) -> Parent:
-    found = declared(model.card)
+    found = license_of(model)
     own = dict(own)
     weight = [_compact(own.pop("weight"))] if "weight" in own else []
     return Parent(

@@ -133,6 +133,11 @@ def notices(base: PinnedModel) -> list[SmallFile]:
     return [SmallFile(p, source=-1) for p in sorted(_matching(base, NOTICE_FILES))]
 
 
+def is_notice(path: str) -> bool:
+    """Whether a file at the top of a repository says what its licence is, or what must be told of it."""
+    return "/" not in path and any(fnmatch.fnmatchcase(path, pattern) for pattern in NOTICE_FILES)
+
+
 def _matching(model: PinnedModel, patterns: Sequence[str]) -> list[str]:
     return [
         p for p in model.files if any(fnmatch.fnmatchcase(p, pattern) for pattern in patterns) and p.count("/") <= 1

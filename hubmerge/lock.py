@@ -104,6 +104,20 @@ class Source(BaseModel):
         return self
 
 
+class LicenseCheck(BaseModel):
+    """What the check of the parents' licences said when the result was made; no legal advice."""
+
+    model_config = _STRICT
+
+    verdict: Literal["allowed", "unknown", "blocked"]
+    license: str | None = None
+    """What the card states."""
+    reasons: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Why the verdict is not ``allowed``."""
+    accepted_risk: bool = False
+    """Whether it was published although the verdict was ``blocked``."""
+
+
 class Lock(BaseModel):
     """The contents of ``hubmerge.lock.json``.
 
@@ -126,6 +140,7 @@ class Lock(BaseModel):
     seed: int = Field(ge=0, lt=2**64)
     environment: dict[str, str]
     """Versions that may matter for the result."""
+    license: LicenseCheck | None = None
 
     @field_validator("outputs")
     @classmethod
@@ -143,13 +158,19 @@ class Lock(BaseModel):
 # --- building ---------------------------------------------------------------------------------------------------
 
 
-def build_lock(plan: Plan, recipe_data: Mapping[str, Any], outputs: Iterable[Digested]) -> Lock:
+def build_lock(
+    plan: Plan,
+    recipe_data: Mapping[str, Any],
+    outputs: Iterable[Digested],
+    license_check: Mapping[str, Any] | None = None,
+) -> Lock:
     """The lock of a finished run.
 
     Args:
         plan: What was run.
         recipe_data: The normalised recipe.
         outputs: Every published file with its digest; the lock itself may be among them and is left out.
+        license_check: What the check of the parents' licences said, by the names of ``LicenseCheck``.
 
     Raises:
         HubMergeError: A file has no digest, an unsafe path, or is there twice.
@@ -167,6 +188,7 @@ def build_lock(plan: Plan, recipe_data: Mapping[str, Any], outputs: Iterable[Dig
                 "numerics": numerics_of(plan),
                 "seed": plan.seed,
                 "environment": environment(),
+                "license": None if license_check is None else dict(license_check),
             }
         )
     except ValidationError as e:
@@ -236,6 +258,8 @@ def _weight_files(model: PinnedModel) -> set[str]:
 def dumps(lock: Lock) -> str:
     """The lock as text: JSON with sorted keys, two spaces of indentation and a newline at the end."""
     data = lock.model_dump(mode="json")
+    _drop_unknown(data)
+    _drop_unknown(data.get("license", {}))
     for source in data["sources"]:
         _drop_unknown(source)
         for file in source["files"]:

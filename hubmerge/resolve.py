@@ -14,6 +14,8 @@ from hubmerge.errors import IntegrityError, RecipeError, SourceError
 from hubmerge.io import threads
 from hubmerge.io.header import Header, read_header
 from hubmerge.io.local import FileSource
+from hubmerge.layout import is_notice
+from hubmerge.licenses.texts import MAX_TEXT_BYTES
 from hubmerge.recipe.algorithms import get_algorithm
 from hubmerge.renaming import under_base_names
 from hubmerge.spec import FileSpec, Method, PinnedModel, TensorSpec
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from hubmerge.recipe import Recipe
 
 _MAX_SMALL_BYTES = 32_000_000
+_MAX_NOTICES = 16
 _WEIGHTS, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _QUANTISED_FILES = (".gguf", ".ggml")
@@ -126,6 +129,7 @@ def pin_model(hub: Hub, repo: str, revision: str | None, role: Role, name: str) 
         adapter=adapter,
         parts=parts,
         card=_front_matter(place),
+        notices=_notices(place),
         header_sha256=digest,
     )
 
@@ -284,3 +288,9 @@ def _front_matter(place: _Repo) -> dict[str, Any]:
     except (YAMLError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _notices(place: _Repo) -> dict[str, bytes]:
+    """The licence and notice files; what is too large for one, or one too many, is none."""
+    found = [p for p, f in sorted(place.files.items()) if is_notice(p) and f.size_bytes <= MAX_TEXT_BYTES]
+    return {path: place.read(path) for path in found[:_MAX_NOTICES]}

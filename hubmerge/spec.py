@@ -156,6 +156,8 @@ class PinnedModel:
     """What the adapter changes; empty for a full checkpoint."""
     card: Mapping[str, Any] = field(default_factory=dict)
     """Front matter of the model card."""
+    notices: Mapping[str, bytes] = field(default_factory=dict)
+    """Contents of the licence and notice files at the top, by their path."""
     notes: tuple[str, ...] = ()
     """What a person should know about how the model was found."""
     header_sha256: str = ""

@@ -154,7 +154,7 @@ def test_local_models_are_named_and_their_folders_never_shown() -> None:
     assert "- ft: odd\n- tensor 'x': in ft/x, (2,) in b\n" in body
     assert "| model | ft (local folder) | – | `0.5` | none stated |" in body
     assert "beside `hubmerge.yaml`: `ft`, `b`.\n" in body
-    assert "the local model ft declares no licence" in section(body, "Licence")
+    assert "the local model ft and the local model b: each declares no licence" in section(body, "Licence")
 
 
 def test_nothing_on_the_hub_means_no_base_model() -> None:
@@ -204,7 +204,11 @@ def test_licence_keys_follow_the_decision() -> None:
     data, body = split(render_card(facts(base={"card": card}, ft={"card": card})))
     assert {k: v for k, v in data.items() if k.startswith("license")} == card
     told = section(body, "Licence")
-    assert told == "other (acme-1), as every parent declares. [Text of the licence](https://acme.example/l_1_)."
+    assert told.startswith(
+        "other (acme-1), as every parent declares. [Text of the licence](https://acme.example/l_1_).\n\n"
+        "- org/base and org/ft: each is under other (acme-1), of which it is not known what it asks\n\n"
+    )
+    assert told.endswith("not legal advice.")
 
 
 # --- hostile text

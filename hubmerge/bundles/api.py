@@ -16,6 +16,7 @@ from hubmerge.bundles.lifecycle import Made, Running
 from hubmerge.bundles.lora import retrieve_adapter
 from hubmerge.bundles.retrieve import Retrieval
 from hubmerge.bundles.store import Bundle, open_bundle
+from hubmerge.bundles.terms import Publication
 from hubmerge.errors import UsageError
 from hubmerge.hub import Hub
 from hubmerge.lock import explain
@@ -35,12 +36,26 @@ def create_bundle(
     publish: PublishOptions | None = None,
     running: Running | None = None,
     overwrite: bool = False,
+    license: str | None = None,  # noqa: A002 - the Hub's own word
+    accept_license_risk: bool = False,
     hub: Hub | None = None,
 ) -> Made:
     """Make a bundle of a recipe's models, in a folder (``out``) or in a repository (``to``).
 
+    Args:
+        recipe: A recipe with a codec.
+        out: The folder …
+        to: … or the repository.
+        publish: How to publish.
+        running: How to run.
+        overwrite: Replace what is there.
+        license: What the card states, if not what the recipe says.
+        accept_license_risk: Publish although the models' licences forbid it; the licence must be stated.
+        hub: Where repositories are.
+
     Raises:
         UsageError: Neither or both of ``out`` and ``to``, or a recipe of a merge.
+        LicenseError: The models' licences forbid publishing it; nothing was created.
         HubMergeError: What else went wrong; nothing is left behind.
     """
     if (out is None) == (to is None):
@@ -51,12 +66,13 @@ def create_bundle(
             hint="name a codec as its method and set output: {format: bundle}; or use `hubmerge merge`",
         )
     hub, running = hub or Hub(), running or Running()
+    publication = Publication(to, accept_license_risk, license)
     if out is not None:
-        return lifecycle.create(recipe, hub, destination.folder(Path(out), overwrite=overwrite), running)
+        return lifecycle.create(recipe, hub, destination.folder(Path(out), overwrite=overwrite), running, publication)
     wanted = publish or PublishOptions(message="Publish a bundle made with hubmerge")
     wanted = replace(wanted, overwrite=wanted.overwrite or overwrite)
     place = destination.repository(hub, to or "", lambda keep: replace(wanted, keep=keep), running.max_disk_bytes)
-    return lifecycle.create(recipe, hub, place, running)
+    return lifecycle.create(recipe, hub, place, running, publication)
 
 
 def add_task(
@@ -66,6 +82,8 @@ def add_task(
     name: str | None = None,
     base: str | Path | None = None,
     running: Running | None = None,
+    license: str | None = None,  # noqa: A002 - the Hub's own word
+    accept_license_risk: bool = False,
     hub: Hub | None = None,
 ) -> Made:
     """Add a model to a bundle, in its folder or as one commit to its repository.
@@ -76,10 +94,13 @@ def add_task(
         name: The task's name; the last part of the model's by default.
         base: The base's folder, if it is not where the bundle says.
         running: How to run.
+        license: What the card states from now on.
+        accept_license_risk: Publish although the models' licences forbid it; the licence must be stated.
         hub: Where repositories are.
 
     Raises:
         UsageError: The name is taken, or the codec cannot add a task to others.
+        LicenseError: The models' licences forbid publishing it; nothing was changed.
         TargetMovedError: Somebody else changed the bundle meanwhile; adding again adds to what they made of it.
         HubMergeError: What else went wrong; the bundle stays as it is.
     """
@@ -90,7 +111,8 @@ def add_task(
     hub, running = hub or Hub(), running or Running()
     with opened(place, hub, base) as bundle:
         target = _same_place(bundle, hub, running, f"Add {name or model} with hubmerge")
-        return lifecycle.add(bundle, ref, name, hub, target, running)
+        publication = Publication(bundle.repo, accept_license_risk, license)
+        return lifecycle.add(bundle, ref, name, hub, target, running, publication)
 
 
 def remove_task(

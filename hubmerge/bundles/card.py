@@ -9,9 +9,10 @@ from typing import Any
 import hubmerge
 from hubmerge.bundles.manifest import Manifest, Origin
 from hubmerge.bundles.report import Sizes
+from hubmerge.bundles.terms import bundle_license
 from hubmerge.card import Setting, assembled, credits_of, paper_url, sections, settings_table
 from hubmerge.codec import Codec
-from hubmerge.licenses import Decision, Declaration, decide, declared, files_of
+from hubmerge.licenses import Decision, declared
 from hubmerge.markdown import environment, one_line
 from hubmerge.quantities import percent, size
 from hubmerge.recipe.refs import ref_problem
@@ -109,10 +110,8 @@ class BundleFacts:
 
     @cached_property
     def license(self) -> Decision:
-        """What may be said about the licence."""
-        unique = {(o.repo, o.commit, None if o.repo else o.name): o for o in self._origins}
-        parents = [Declaration(_called(o), o.license, files_of(o.repo, o.commit)) for o in unique.values()]
-        return decide(parents, self.words, "the bundle's card")
+        """The check of the parents' licences, and what the card says of it."""
+        return bundle_license(self.manifest, self.repo_id)
 
     @property
     def _origins(self) -> list[Origin]:
@@ -176,10 +175,3 @@ def front_matter(facts: BundleFacts) -> dict[str, Any]:
         ),
     }
     return {k: v for k, v in data.items() if v not in (None, [])}
-
-
-def _called(origin: Origin) -> str:
-    """How to call a parent in a sentence; a local folder has only its name."""
-    if origin.repo:
-        return origin.repo
-    return "the local base" if origin.name == "base" else f"the local model {origin.name}"

@@ -18,11 +18,13 @@ from hubmerge.bundles.planning import BundlePlan, plan_addition, plan_bundle
 from hubmerge.bundles.recipes import recipe_for, recipe_of
 from hubmerge.bundles.store import DAMAGED, Bundle, digest_of, pinned_again
 from hubmerge.bundles.stream import Encoder, Findings
+from hubmerge.bundles.terms import LOCAL, Publication, bundle_license
 from hubmerge.card import HUB_URL
 from hubmerge.engine import Progress
 from hubmerge.errors import AccessError, IntegrityError, SourceError, TransportError, UsageError
 from hubmerge.hub import Hub
 from hubmerge.inputs import Fetch, Inputs, read_small
+from hubmerge.licenses import FOLDER, NOTICE_NAME, Decision, kept_files, notice, own_texts
 from hubmerge.lock import LOCK_NAME, Digested, OutputDigest, dumps
 from hubmerge.output import Written
 from hubmerge.recipe.refs import ModelRef, default_name, name_problem
@@ -62,6 +64,8 @@ class Made:
     """The weight files that are new or have changed."""
     problems: tuple[Problem, ...] = ()
     """What is worth knowing about the models that were added."""
+    license: Decision | None = None
+    """What the check of the models' licences says."""
     path: Path | None = None
     url: str | None = None
     commit: str | None = None
@@ -70,14 +74,17 @@ class Made:
 # --- create -----------------------------------------------------------------------------------------------------
 
 
-def create(recipe: Recipe, hub: Hub, destination: Open, running: Running) -> Made:
+def create(recipe: Recipe, hub: Hub, destination: Open, running: Running, publication: Publication = LOCAL) -> Made:
     """Encode a recipe's models as a new bundle.
 
     Raises:
+        LicenseError: The models' licences forbid publishing it; nothing was created.
         HubMergeError: What went wrong; nothing is left behind.
     """
     base, models = pin_recipe(recipe, hub)
     plan = plan_bundle(recipe, base, models)
+    words = publication.words(recipe.card)
+    publication.check(Origin.of(base), [Origin.of(m) for m in models], words)
     with destination(plan.outputs, plan.digest, frozenset()) as place:
         findings = _encode(plan, hub, place, running)
         small, kept = _base_files(plan, hub), [companions(base, m, hub) for m in models]
@@ -96,12 +103,13 @@ def create(recipe: Recipe, hub: Hub, destination: Open, running: Running) -> Mad
             exclude=recipe.exclude,
             heads=recipe.heads,
             shard_size=recipe.output.shard_size,
-            card=recipe.card,
+            card=words,
             files=_listed(place.written),
         )
         for task, own in zip(manifest.tasks, kept, strict=True):
             small |= _task_files(plan, task, own)
-        return _finish(place, hub, manifest, plan, small)
+        small |= _adapter_notices(plan)
+        return _finish(place, hub, manifest, plan, small, accepted_risk=publication.accept_license_risk)
 
 
 def _encode(
@@ -165,6 +173,16 @@ def _task_files(plan: BundlePlan, task: TaskEntry, kept: Companions) -> dict[str
     return configs | {task.file_path(path): content for path, content in kept.kept.items()}
 
 
+def _adapter_notices(plan: BundlePlan) -> dict[str, bytes]:
+    """Licence files of adapters; those of other models are among the files that are kept for their task."""
+    return kept_files(plan.base, [m for m in plan.models if m.adapter is not None])
+
+
+def _notice_of(bundle: Bundle) -> bytes:
+    """What stands in the bundle's file NOTICE."""
+    return bundle.read(NOTICE_NAME) if any(f.path == NOTICE_NAME for f in bundle.lock().outputs) else b""
+
+
 def _finish(
     place: Destination,
     hub: Hub,
@@ -172,6 +190,9 @@ def _finish(
     plan: BundlePlan | None,
     small: dict[str, bytes],
     kept: Sequence[OutputDigest] = (),
+    before: bytes = b"",
+    *,
+    accepted_risk: bool = False,
 ) -> Made:
     """Write what describes the bundle, and make it visible.
 
@@ -182,28 +203,40 @@ def _finish(
         plan: What was encoded, if anything was.
         small: Small files of new tasks; of a new bundle, the base's too.
         kept: What stays of the bundle before.
+        before: What stood in its file NOTICE.
+        accepted_risk: Whether it is published whatever its models' licences say.
     """
+    terms = bundle_license(manifest, place.repo)
+    small |= own_texts(terms)
+    before = small.get(NOTICE_NAME, before)
+    if (text := notice(terms, before)) is not None and text != before:
+        small[NOTICE_NAME] = text
     recipe = recipe_of(manifest)
     small[RECIPE_NAME] = recipe.to_yaml().encode()
     small[MANIFEST_NAME] = manifest.dumps().encode()
     # A card that is published links to where it is published; one in a folder to the Hub that everyone knows.
     small[CARD_NAME] = bundle_card(manifest, place.repo, hub.endpoint if place.repo else HUB_URL).encode()
     digest = plan.digest if plan is not None else hashlib.sha256(small[MANIFEST_NAME]).hexdigest()
-    weights = {f.path for f in manifest.files}
-    files: list[Digested] = [*manifest.files, *(f for f in kept if f.path not in weights)]
+    others = {f.path for f in manifest.files} | small.keys()
+    files: list[Digested] = [*manifest.files, *(f for f in kept if f.path not in others)]
     files += [Written(path, len(c), hashlib.sha256(c).hexdigest()) for path, c in small.items()]
-    small[LOCK_NAME] = dumps(bundle_lock(manifest, recipe.normalized(), files, digest)).encode()
+    check = terms.record(accepted_risk=accepted_risk)
+    small[LOCK_NAME] = dumps(bundle_lock(manifest, recipe.normalized(), files, digest, check)).encode()
     notes = plan.problems if plan is not None else ()
-    return Made(manifest, place.written, notes, **place.finish(small))
+    return Made(manifest, place.written, notes, terms, **place.finish(small))
 
 
 # --- add and remove ---------------------------------------------------------------------------------------------
 
 
-def add(bundle: Bundle, model: ModelRef, name: str | None, hub: Hub, destination: Open, running: Running) -> Made:
+def add(
+    bundle: Bundle, model: ModelRef, name: str | None, hub: Hub, destination: Open, running: Running,
+    publication: Publication = LOCAL,
+) -> Made:  # fmt: skip
     """Add one task to a bundle.
 
     Raises:
+        LicenseError: The models' licences forbid publishing it; nothing was changed.
         UsageError: The name is taken, or the codec cannot add a task to others.
         HubMergeError: What else went wrong; the bundle stays as it is.
     """
@@ -217,6 +250,8 @@ def add(bundle: Bundle, model: ModelRef, name: str | None, hub: Hub, destination
     base = bundle.base()
     pinned = on_base(pin_model(hub, model.repo, model.revision, "model", task), base)
     plan = plan_addition(manifest, recipe_for(manifest, base, pinned), base, pinned)
+    words = publication.words(manifest.card)
+    publication.check(manifest.base, [*(t.source for t in manifest.tasks), Origin.of(pinned)], words)
     shared = bundle.shared_files()
     bundle.check(shared)
     kept = _kept(bundle, shared)
@@ -224,8 +259,11 @@ def add(bundle: Bundle, model: ModelRef, name: str | None, hub: Hub, destination
         findings = _encode(plan, hub, place, running, bundle)
         own = companions(base, pinned, hub)
         entry = _entry(plan, 0, findings, own)
-        changed = _changed(manifest, (*manifest.tasks, entry), kept, place, next_id=manifest.next_id + 1)
-        return _finish(place, hub, changed, plan, _task_files(plan, entry, own), kept)
+        tasks = (*manifest.tasks, entry)
+        changed = _changed(manifest, tasks, kept, place, next_id=manifest.next_id + 1, card=words)
+        small = _task_files(plan, entry, own) | _adapter_notices(plan)
+        risk = publication.accept_license_risk
+        return _finish(place, hub, changed, plan, small, kept, _notice_of(bundle), accepted_risk=risk)
 
 
 def remove(bundle: Bundle, name: str, folder: str | None, hub: Hub, destination: Open, running: Running) -> Made:
@@ -252,13 +290,16 @@ def remove(bundle: Bundle, name: str, folder: str | None, hub: Hub, destination:
         raise UsageError(f"{name!r} is the only task of {bundle.label}", hint="delete the bundle instead")
     shared = bundle.shared_files()
     rest = tuple(t for t in manifest.tasks if t.id != task.id)
-    kept = _kept(bundle, [*shared, task.parts_path, task.head_path, *task.small_paths])
+    notices = [f.path for f in bundle.lock().outputs if f.path.startswith(f"{FOLDER}/{task.name}/")]
+    kept = _kept(bundle, [*shared, task.parts_path, task.head_path, *task.small_paths, *notices])
     plan = _removal(bundle, task, folder, hub) if shared else None
     outputs, digest = (plan.outputs, plan.digest) if plan is not None else ((), task.source.header_sha256)
     with destination(outputs, digest, frozenset(f.path for f in kept)) as place:
         if plan is not None:
             _encode(plan, hub, place, running, bundle, remove=True)
-        return _finish(place, hub, _changed(manifest, rest, kept, place), plan, {}, kept)
+        changed, before = _changed(manifest, rest, kept, place), bundle.lock().license
+        risk = before is not None and before.accepted_risk
+        return _finish(place, hub, changed, plan, {}, kept, _notice_of(bundle), accepted_risk=risk)
 
 
 def _removal(bundle: Bundle, task: TaskEntry, folder: str | None, hub: Hub) -> BundlePlan:

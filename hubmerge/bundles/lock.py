@@ -7,10 +7,16 @@ from typing import Any
 
 import hubmerge
 from hubmerge.bundles.manifest import Manifest, Origin
-from hubmerge.lock import FORMAT_VERSION, Digested, Lock, OutputDigest, Source, environment
+from hubmerge.lock import FORMAT_VERSION, Digested, LicenseCheck, Lock, OutputDigest, Source, environment
 
 
-def bundle_lock(manifest: Manifest, recipe: Mapping[str, Any], files: Iterable[Digested], digest: str) -> Lock:
+def bundle_lock(
+    manifest: Manifest,
+    recipe: Mapping[str, Any],
+    files: Iterable[Digested],
+    digest: str,
+    license_check: Mapping[str, Any],
+) -> Lock:
     """The lock of a bundle, over all of its files.
 
     Args:
@@ -18,6 +24,7 @@ def bundle_lock(manifest: Manifest, recipe: Mapping[str, Any], files: Iterable[D
         recipe: The normalised recipe that makes it.
         files: All of its files but the lock.
         digest: Of the plan that was run last.
+        license_check: What the check of the parents' licences said.
     """
     ordered = sorted(files, key=lambda f: f.path)
     return Lock(
@@ -30,6 +37,7 @@ def bundle_lock(manifest: Manifest, recipe: Mapping[str, Any], files: Iterable[D
         numerics="exact" if _is_exact(manifest) else "tolerance",
         seed=manifest.seed,
         environment=environment(),
+        license=LicenseCheck.model_validate(license_check),
     )
 
 

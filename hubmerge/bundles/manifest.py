@@ -12,7 +12,7 @@ from hubmerge import align
 from hubmerge.codec import Codec, CodecParams, Target, Task
 from hubmerge.codecs import get_codec
 from hubmerge.errors import HubMergeError, IntegrityError, UnknownMethodError, UsageError
-from hubmerge.licenses import declared
+from hubmerge.licenses import Declaration, declared, files_of, license_of, silence
 from hubmerge.lock import OutputDigest, Sha256, SourceFile, explain, is_inside, parsed
 from hubmerge.recipe.refs import name_problem
 from hubmerge.recipe.schema import Card, Globs
@@ -39,7 +39,9 @@ class Origin(BaseModel):
     files: Annotated[tuple[SourceFile, ...], Field(strict=False)] = ()
     """Its weight files; digests as far as they were known without reading the bytes, and of a local folder's all."""
     license: dict[str, str | list[str]] = {}
-    """What its card declares: ``license``, ``license_name``, ``license_link``."""
+    """Its licence, by its card and its licence files: ``license``, ``license_name``, ``license_link``."""
+    license_files: _Texts = ()
+    """Its licence and notice files."""
 
     @classmethod
     def of(cls, model: PinnedModel) -> Self:
@@ -47,12 +49,13 @@ class Origin(BaseModel):
         place: dict[str, Any] = {} if model.is_local else {"repo": model.repo, "commit": model.commit}
         found = [model.files[path] for path in sorted({t.file for t in model.tensors.values()})]
         files = [SourceFile(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256, git_sha1=f.git_sha1) for f in found]
-        terms = declared(model.card)
+        terms = license_of(model)
         return cls(
             name=model.name,
             header_sha256=model.header_sha256,
             files=tuple(files),
             license=terms.front_matter() if terms is not None else {},
+            license_files=tuple(sorted(model.notices)),
             **place,
         )
 
@@ -60,6 +63,14 @@ class Origin(BaseModel):
     def label(self) -> str:
         """How to call it in a message."""
         return f"{self.repo}@{(self.commit or '')[:12]}" if self.repo else f"the local folder {self.name!r}"
+
+    @property
+    def declaration(self) -> Declaration:
+        """What it declares about its licence; in a sentence, a local folder has only its name."""
+        local = "the local base" if self.name == "base" else f"the local model {self.name}"
+        place = files_of(self.repo, self.commit)
+        why = silence(self.license, self.license_files)
+        return Declaration(self.repo or local, declared(self.license), place, why, self.license_files)
 
     @property
     def size_bytes(self) -> int:

@@ -85,6 +85,29 @@ resume_option = click.option(
 )  # fmt: skip
 
 
+license_option = click.option(
+    "--license", "license_", metavar="ID", help="Licence that the card states; default: what the parents' allow."
+)
+risk_option = click.option(
+    "--accept-license-risk",
+    is_flag=True,
+    help="Publish although the parents' licences forbid it: you have the right to, and --license says under what.",
+)
+
+
+def stating(recipe: Recipe, identifier: str | None) -> Recipe:
+    """The recipe, with this licence on its card.
+
+    Raises:
+        UsageError: It is not a licence's identifier.
+    """
+    from hubmerge import licenses
+
+    if identifier is None:
+        return recipe
+    return recipe.model_copy(update={"card": licenses.stating(recipe.card, identifier)})
+
+
 def load_recipe(recipe: str | None, **flags: Any) -> Recipe:
     """The recipe from a file, or from flags; not both."""
     from hubmerge.recipe import Recipe

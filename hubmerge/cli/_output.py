@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hubmerge.engine import Progress
+    from hubmerge.licenses import Decision
 
 
 def data(text: str) -> None:
@@ -56,6 +57,18 @@ def problems(found: Sequence[Any], *, quiet: bool) -> None:
                 note(f"{_paint(severity + ':', colors[severity])} {p.message}")
                 if p.hint:
                     note(f"  {p.hint}")
+
+
+def license_check(found: Decision, *, quiet: bool) -> None:
+    """Print what the check of the parents' licences found: what is wrong, and what is left to whoever publishes."""
+    color = {"blocked": "31;1", "unknown": "33;1", "allowed": "36"}[found.verdict]
+    if found.verdict != "allowed" or not quiet:
+        note(f"{_paint('licence:', color)} {found.headline}")
+    for reason in found.reasons:
+        note(f"  {reason}")
+    if not quiet:
+        for duty in found.left:
+            note(f"  left to you: {duty.text} ({', '.join(duty.of)})")
 
 
 def _paint(text: str, code: str) -> str:

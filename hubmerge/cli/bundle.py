@@ -37,9 +37,12 @@ def command() -> None:
 @click.option("--private", is_flag=True, help="Make the repository private (a new one is private by default).")
 @click.option("--public", is_flag=True, help="Make the repository public when all is there.")
 @click.option("--overwrite", is_flag=True, help="Replace what the folder or the repository holds.")
+@_options.license_option
+@_options.risk_option
 @_options.reading_options
 def create(
     recipe: str, out: Path | None, repo: str | None, private: bool, public: bool, overwrite: bool,
+    license_: str | None, accept_license_risk: bool,
     workers: int | None, max_disk: str | None, fetch: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool,
 ) -> None:  # fmt: skip
@@ -62,7 +65,8 @@ def create(
     )
     made = _run(
         lambda running: api.create_bundle(
-            loaded, out=out, to=repo, publish=publish, running=running, overwrite=overwrite
+            loaded, out=out, to=repo, publish=publish, running=running, overwrite=overwrite,
+            license=license_, accept_license_risk=accept_license_risk,
         ),
         "bundling", workers, max_disk, fetch, quiet or as_json,
     )  # fmt: skip
@@ -93,9 +97,11 @@ def ls(bundle: str, as_json: bool, quiet: bool, verbose: int, debug: bool) -> No
 @click.option("--model", required=True, help="Model to add: repo[@revision] or folder; full checkpoint or adapter.")
 @click.option("--name", help="Name of the task; default: the last part of the model's.")
 @_base
+@_options.license_option
+@_options.risk_option
 @_options.reading_options
 def add(
-    bundle: str, model: str, name: str | None, base: Path | None,
+    bundle: str, model: str, name: str | None, base: Path | None, license_: str | None, accept_license_risk: bool,
     workers: int | None, max_disk: str | None, fetch: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool,
 ) -> None:  # fmt: skip
@@ -107,7 +113,10 @@ def add(
 
     _output.configure_logging(verbose)
     made = _run(
-        lambda running: api.add_task(bundle, model, name=name, base=base, running=running),
+        lambda running: api.add_task(
+            bundle, model, name=name, base=base, running=running,
+            license=license_, accept_license_risk=accept_license_risk,
+        ),
         "adding", workers, max_disk, fetch, quiet or as_json,
     )  # fmt: skip
     _show_made(made, as_json=as_json, quiet=quiet)
@@ -184,11 +193,14 @@ def _show_made(made: Made, *, as_json: bool, quiet: bool) -> None:
     from hubmerge.bundles.report import Sizes, describe
 
     _output.problems(made.problems, quiet=quiet)
+    if made.license is not None and not as_json:
+        _output.license_check(made.license, quiet=quiet)
     place = made.url or str(made.path)
     if as_json:
         written = [{"path": w.path, "size_bytes": w.size_bytes, "sha256": w.sha256} for w in made.written]
         where = {"path": str(made.path) if made.path else None, "url": made.url, "commit": made.commit}
-        _output.json_data({**where, "written": written, **describe(made.manifest)})
+        check = {"license_check": made.license.to_json() if made.license else None}
+        _output.json_data({**where, "written": written, **describe(made.manifest), **check})
     elif not quiet:
         count = len(made.manifest.tasks)
         commit = f" (commit {made.commit[:12]})" if made.commit else ""

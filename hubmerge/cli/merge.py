@@ -17,9 +17,10 @@ from hubmerge.cli import _options, _output, _signals
 )
 @click.option("--overwrite", is_flag=True, help="Replace what the folder holds.")
 @_options.resume_option
+@_options.license_option
 @_options.run_options
 def command(
-    out: Path, overwrite: bool, resume: bool,
+    out: Path, overwrite: bool, resume: bool, license_: str | None,
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
@@ -32,10 +33,12 @@ def command(
 
     _output.configure_logging(verbose)
     settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
-    loaded = _options.load_recipe(**recipe)
+    loaded = _options.stating(_options.load_recipe(**recipe), license_)
     with _signals.terminable(), _output.progress(quiet=quiet or as_json) as progress:
         result = api.merge(loaded, out, options=settings, overwrite=overwrite, resume=resume, progress=progress)
     _output.problems(result.plan.problems, quiet=quiet)
+    if result.license is not None and not as_json:
+        _output.license_check(result.license, quiet=quiet)
     if as_json:
         _output.json_data(result.to_json())
     elif not quiet:

@@ -12,8 +12,10 @@ from hubmerge.errors import PlanError
 
 @click.command("plan")
 @_options.recipe_options
+@_options.license_option
 @_options.run_options
 def command(
+    license_: str | None,
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
@@ -22,7 +24,7 @@ def command(
 
     _output.configure_logging(verbose)
     settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
-    report = api.report(_options.load_recipe(**recipe), options=settings)
+    report = api.report(_options.stating(_options.load_recipe(**recipe), license_), options=settings)
     if as_json:
         _output.json_data(report.to_json())
     else:
@@ -61,11 +63,13 @@ def _render(report: Any) -> str:
         "memory": f"about {_output.size(f.memory_bytes)} at most",
         "disk": f"{_output.size(f.write_bytes)} for a folder; {_output.size(f.largest_output_bytes)} "
         "at a time for a push",
-        "licence": report.license or "none: the parents' licences are unknown or differ",
         "plan": plan.digest[:12],
+        "licence": report.license.headline,
     }
     table = _output.table(["", "model", "commit", "kind", "tensors", "size"], rows)
-    return f"{table}\n\n{_output.fields(facts)}"
+    told = [*report.license.reasons, *map(str, report.license.duties)]
+    # The check stands last: it takes as many lines as the licences ask for things.
+    return "\n".join([f"{table}\n\n{_output.fields(facts)}", *(f"         - {line}" for line in told)])
 
 
 def _devices(report: Any) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hubmerge.cli import _options, _output, _signals
+from hubmerge.cli import _jobs, _options, _output, _signals
 from hubmerge.errors import UsageError
 
 
@@ -22,12 +22,16 @@ from hubmerge.errors import UsageError
 @click.option("--revision", help="Branch to commit to; created from main if missing.")
 @click.option("--tag", help="Tag to set on the new commit.")
 @click.option("--overwrite", is_flag=True, help="Replace weights that hubmerge did not write.")
+@_options.license_option
+@_options.risk_option
 @_options.resume_option
 @click.option("--cleanup", is_flag=True, help="Only remove what abandoned runs have staged in the repository.")
+@_jobs.options
 @_options.run_options
 def command(
     repo: str, private: bool, public: bool, create_pr: bool, revision: str | None, tag: str | None, overwrite: bool,
-    resume: bool, cleanup: bool,
+    license_: str | None, accept_license_risk: bool, resume: bool, cleanup: bool,
+    on: str, flavor: str | None, timeout: str | None, image: str | None, yes: bool, dry_run: bool,
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
@@ -36,6 +40,7 @@ def command(
     RECIPE is a YAML file (hubmerge's or mergekit's); without it, give --method, --base and --model.
     Nothing is visible before everything is there; if anything fails, the target stays as it was. Finished shards are
     staged in a branch hubmerge/stage-… of the repository: the same command, on any machine, continues from there.
+    What the parents' licences forbid is not published; docs/licenses.md says what is checked.
     """
     from hubmerge import api
 
@@ -45,16 +50,26 @@ def command(
     if cleanup:
         _clean_up(repo, recipe, as_json=as_json)
         return
+    if on == "jobs":
+        loaded = _options.stating(_options.load_recipe(**recipe), license_)
+        _jobs.push(
+            loaded, flavor=flavor, timeout=timeout, image=image, yes=yes, dry_run=dry_run, as_json=as_json, quiet=quiet
+        )
+        return
+    _jobs.check_here(flavor, timeout, image, yes=yes, dry_run=dry_run)
     settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
-    loaded = _options.load_recipe(**recipe)
+    loaded = _options.stating(_options.load_recipe(**recipe), license_)
     target = api.PushTarget(
         repo=repo, private=True if private else False if public else None, create_pr=create_pr, revision=revision,
         tag=tag,
         overwrite=overwrite,
+        accept_license_risk=accept_license_risk,
     )  # fmt: skip
     with _signals.terminable(), _output.progress(quiet=quiet or as_json) as progress:
         result = api.push(loaded, target, options=settings, resume=resume, progress=progress)
     _output.problems(result.plan.problems, quiet=quiet)
+    if result.license is not None and not as_json:
+        _output.license_check(result.license, quiet=quiet)
     if as_json:
         _output.json_data(result.to_json())
     elif not quiet:

@@ -91,7 +91,8 @@ def test_a_local_base_is_asked_for_and_its_path_is_nowhere(tmp_path: Path) -> No
     ("licenses", "wanted", "note"),
     [
         ((MIT, MIT, MIT), "mit", None),
-        ((MIT, {"license": "apache-2.0"}, MIT), None, "the parents declare different licences"),
+        ((MIT, {"license": "apache-2.0"}, MIT), "apache-2.0", "the parents declare different licences"),
+        ((MIT, {"license": "cc-by-nd-4.0"}, MIT), None, "org/a is under cc-by-nd-4.0, which allows no derivatives"),
         ((MIT, {}, MIT), None, "org/a declares no licence: the bundle's card states none"),
         (({"license": "other", "license_name": "acme-1", "license_link": "LICENSE"},) * 3, "other", None),
     ],
