@@ -60,23 +60,36 @@ def deltas(shape: tuple[int, int], count: int, seed: int) -> list[torch.Tensor]:
     return found
 
 
-def straightforward_tsv(given: Sequence[torch.Tensor]) -> torch.Tensor:
+Svd = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def tall_svd(matrix: torch.Tensor, *, full_matrices: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As ``torch.linalg.svd``, but never of a wide matrix, for which LAPACK takes several times longer."""
+    if matrix.shape[0] >= matrix.shape[1]:
+        return torch.linalg.svd(matrix, full_matrices=full_matrices)
+    u, s, v = torch.linalg.svd(matrix.T, full_matrices=full_matrices)
+    return v.T, s, u.T
+
+
+def straightforward_tsv(given: Sequence[torch.Tensor], svd: Svd = torch.linalg.svd) -> torch.Tensor:
     """TSV-Merge with full decompositions of every delta and of both concatenations (arXiv 2412.00081, algorithm 1)."""
     k = min(given[0].shape) // len(given)
     lefts, values, rights = [], [], []
     for delta in given:
-        u, s, v = torch.linalg.svd(delta, full_matrices=False)
+        u, s, v = svd(delta, full_matrices=False)
         lefts.append(u[:, :k])
         values.append(s[:k])
         rights.append(v[:k])
-    u_left, _, v_left = torch.linalg.svd(torch.cat(lefts, dim=1), full_matrices=False)
-    u_right, _, v_right = torch.linalg.svd(torch.cat(rights, dim=0), full_matrices=False)
+    u_left, _, v_left = svd(torch.cat(lefts, dim=1), full_matrices=False)
+    u_right, _, v_right = svd(torch.cat(rights, dim=0), full_matrices=False)
     return torch.linalg.multi_dot((u_left, v_left, torch.cat(values).diag(), u_right, v_right))
 
 
-def straightforward_drm(given: Sequence[torch.Tensor], density: float = 0.2, cutoff: float = 0.01) -> torch.Tensor:
+def straightforward_drm(
+    given: Sequence[torch.Tensor], svd: Svd = torch.linalg.svd, density: float = 0.2, cutoff: float = 0.01
+) -> torch.Tensor:
     """Horizontal Decom-Renorm-Merge with the full decomposition of the deltas side by side (arXiv 2505.23117)."""
-    u, s, v = torch.linalg.svd(torch.cat(list(given), dim=1), full_matrices=False)
+    u, s, v = svd(torch.cat(list(given), dim=1), full_matrices=False)
     q = int((s > cutoff * s[0]).sum())
     rows = torch.stack(v[:q].split(given[0].shape[1], dim=1))
     norms = rows.norm(dim=2, keepdim=True)
@@ -125,12 +138,12 @@ def merged(method: str, matrices: Sequence[Sequence[torch.Tensor]]) -> list[torc
 
 
 def reference(method: str, given: Sequence[torch.Tensor], keep: Path | None) -> torch.Tensor:
-    """The straightforward computation in float64, the longest of all; kept for later runs if there is a folder."""
+    """The straightforward computation in float64, kept for later runs if there is a folder."""
     kept = keep and keep / f"{method}-{'x'.join(map(str, given[0].shape))}-{len(given)}.pt"
     if kept and kept.exists():
         found: torch.Tensor = torch.load(kept)
         return found
-    found = STRAIGHTFORWARD[method]([d.double() for d in given])
+    found = STRAIGHTFORWARD[method]([d.double() for d in given], tall_svd)
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
         torch.save(found, kept)

@@ -30,8 +30,9 @@ def command() -> None:
     metavar="NAME:TOKEN[:read|write]",
     help="A user; repeat. Default: local:hf_local:write.",
 )
+@click.option("--jobs", is_flag=True, help="Accept jobs: whoever has a write token may run commands on this machine.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def serve(root: Path, host: str, port: int, users: tuple[str, ...], debug: bool) -> None:
+def serve(root: Path, host: str, port: int, users: tuple[str, ...], jobs: bool, debug: bool) -> None:
     """Serve repositories from --root until interrupted; prints the lines that point clients here."""
     try:
         from hubmerge import localhub
@@ -47,7 +48,7 @@ def serve(root: Path, host: str, port: int, users: tuple[str, ...], debug: bool)
     except ValueError as e:
         raise UsageError(f"--user: {e}") from e
     try:
-        localhub.serve(root, host=host, port=port, users=parsed, ready=ready)
+        localhub.serve(root, host=host, port=port, users=parsed, ready=ready, jobs=jobs)
     except localhub.RootInUseError as e:
         raise UsageError(str(e), hint="give another --root, or stop the other server") from e
     except OSError as e:

@@ -14,6 +14,7 @@ from hubmerge.localhub.database import Database
 from hubmerge.localhub.discussions import Discussions
 from hubmerge.localhub.errors import entry_not_found
 from hubmerge.localhub.history import DEFAULT_BRANCH, History
+from hubmerge.localhub.jobs import Jobs
 from hubmerge.localhub.objects import ObjectStore
 from hubmerge.localhub.patterns import DEFAULT_GITATTRIBUTES
 from hubmerge.localhub.repos import Repo, Repos, split_id
@@ -38,6 +39,7 @@ class HubConfig:
         cdn_port: Port under which large files are served, to be another origin than the API, as on the real Hub;
             ``None`` for the same port.
         admin: Whether ``/_admin`` (fault rules, request log) answers.
+        jobs: Whether jobs are accepted, which run commands on this machine.
     """
 
     lfs_threshold_bytes: int = LFS_THRESHOLD_BYTES
@@ -46,6 +48,7 @@ class HubConfig:
     page_size: int = PAGE_SIZE
     cdn_port: int | None = None
     admin: bool = False
+    jobs: bool = False
 
 
 class RootInUseError(RuntimeError):
@@ -82,6 +85,7 @@ class Core:
         self.history = History(self._database)
         self.discussions = Discussions(self._database, self.history)
         self.committer = Committer(self._database, self.objects, self.history, self.discussions)
+        self.jobs = Jobs(enabled=self.config.jobs)
         self.signer = Signer(self._secret(), self.config.url_ttl_s)
 
     def _secret(self) -> bytes:
@@ -146,5 +150,6 @@ class Core:
 
     def close(self) -> None:
         """Release the folder; no request may be running."""
+        self.jobs.close()
         self._database.close()
         self._lock.close()

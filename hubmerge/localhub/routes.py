@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse, Response
 
-from hubmerge.localhub import api_discussions, api_git, api_repos, files, lfs
+from hubmerge.localhub import api_discussions, api_git, api_jobs, api_repos, files, lfs
 from hubmerge.localhub.errors import repo_not_found
 from hubmerge.localhub.http import Call, Route, route
 
@@ -35,6 +35,11 @@ def build_routes() -> list[Route]:
         route("POST", "/api/repos/create", api_repos.create_repo),
         route("DELETE", "/api/repos/delete", api_repos.delete_repo),
         route("POST", "/api/repos/move", api_repos.move_repo),
+        route("GET", "/api/jobs/hardware", api_jobs.hardware),
+        route("POST", "/api/jobs/{namespace}", api_jobs.start),
+        route("GET", "/api/jobs/{namespace}/{id}", api_jobs.state),
+        route("GET", "/api/jobs/{namespace}/{id}/logs", api_jobs.logs),
+        route("POST", "/api/jobs/{namespace}/{id}/cancel", api_jobs.cancel),
         route("GET", "/api/settings/repositories", api_repos.list_own_repos),
         route("GET", "/api/organizations/{namespace}/settings/repositories", api_repos.list_own_repos),
         route("GET", "/api/{type}", api_repos.list_repos),

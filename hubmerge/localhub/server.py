@@ -83,6 +83,7 @@ class LocalHub:
         separate_cdn: Serve large files from a second port: like the real Hub's CDN, another origin, to which clients
             must not send tokens.
         faults: Answer ``/_admin`` over HTTP; in this process :attr:`faults` always works.
+        jobs: Accept jobs: everyone with a write token may run commands on this machine.
         read_limit_bytes_s: Bandwidth of all downloads together.
         write_limit_bytes_s: Bandwidth of all uploads together.
 
@@ -105,6 +106,7 @@ class LocalHub:
         page_size: int = PAGE_SIZE,
         separate_cdn: bool = False,
         faults: bool = False,
+        jobs: bool = False,
         read_limit_bytes_s: float | None = None,
         write_limit_bytes_s: float | None = None,
     ) -> None:
@@ -122,6 +124,7 @@ class LocalHub:
             page_size=page_size,
             cdn_port=self._sockets[1].getsockname()[1] if separate_cdn else None,
             admin=faults,
+            jobs=jobs,
         )
         try:
             self.core = Core(Path(root), self._users, config)
