@@ -25,7 +25,8 @@ from examples.demo.data import Task
 from examples.demo.train import assemble
 from hubmerge.bundles.manifest import Manifest
 
-EXACT, *ROUNDED = STORAGES = ("float32", "bfloat16", "int8", "int4")
+EXACT = "float32"
+FORMS = (EXACT, "bfloat16", "int8", "int4")
 GRIDS = {"full": SUMS, "lora": tuple(i / 10 for i in range(1, 21))}
 """The paper's values of λ, by kind of fine-tunes."""
 
@@ -38,8 +39,8 @@ class Packing:
     codec: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     kinds: tuple[str, ...] = ("full",)
-    storages: tuple[str, ...] = STORAGES
-    """``EXACT`` first."""
+    storages: tuple[str, ...] = (EXACT, "int8")
+    """Forms of its numbers, ``EXACT`` first."""
     whole: bool = False
     """Of whole weights, on a base of zeros; λ means nothing then."""
 
@@ -52,9 +53,9 @@ BOTH = ("full", "lora")
 PACKINGS = (
     Packing("STA", "superposition", {"shuffle": False}, BOTH),
     Packing("TA+Shuffle", "superposition", {"signs": False}, BOTH),
-    Packing("STA+Shuffle", "superposition", {}, BOTH),
+    Packing("STA+Shuffle", "superposition", {}, BOTH, FORMS),
     Packing("PSP", "superposition", {"shuffle": False}, storages=(EXACT,), whole=True),
-    Packing("tsv_compress", "tsv_compress", {}, BOTH),
+    Packing("tsv_compress", "tsv_compress", {}, BOTH, FORMS),
     Packing("tall_mask", "tall_mask"),
     Packing("tall_mask, TIES", "tall_mask", {"multi_task": "ties"}),
     Packing("magnitude_mask", "magnitude_mask"),

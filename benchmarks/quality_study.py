@@ -140,7 +140,7 @@ def own_scores(suite: Suite, deltas: Sequence[State], exam: Exam, scale: float =
 def recover(
     packing: Packing, suite: Suite, kind: str, test: Exam, validation: Exam, grid_step: int
 ) -> dict[str, Recovery]:
-    """Measure a bundle in every storage form; λ is chosen once, so that they differ in nothing else."""
+    """Measure a bundle in its storage forms; λ is chosen once, so that they differ in nothing else."""
     found, best_scale = {}, None
     for storage in packing.storages:
         deltas, fidelity = pack_and_unpack(packing, suite, kind, storage)
