@@ -5,7 +5,6 @@ Nothing here reaches the result: the engine shows what it has read and what it h
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,20 +14,11 @@ from typing import Literal
 
 import torch
 
-from hubmerge.analysis import (
-    SMALL,
-    Diagnostics,
-    Relations,
-    Spectra,
-    Tally,
-    TensorFigures,
-    measure_spectra,
-    tally,
-    tally_of_factors,
-)
+from hubmerge.analysis import Diagnostics, Relations, Tally, TensorFigures, kind_of, tally, tally_of_factors
 from hubmerge.ranking import GRAIN
 from hubmerge.reader import ChunkGroup
 from hubmerge.spec import AdapterPart, LowRank, OutputFile, Plan, TensorJob, is_factored
+from hubmerge.spectra import SMALL, Spectra, measure_spectra
 
 Sampling = Literal["sample", "all", "none"]
 
@@ -36,7 +26,6 @@ BUDGET_OPERATIONS = 3e12
 """What the decompositions of a sample may take: about two minutes on two cores."""
 ROOM_BYTES = 450_000_000
 """What decompositions at work at the same time may hold, unless a single one needs more."""
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 class Nowhere:
@@ -216,11 +205,6 @@ def sampled(jobs: Sequence[TensorJob], tasks: int, budget: float = BUDGET_OPERAT
                 budget -= _operations(queue[round_], tasks)
                 chosen.append(queue[round_])
     return tuple(sorted(chosen, key=lambda job: (_operations(job, tasks), job.index)))
-
-
-def kind_of(name: str) -> str:
-    """A tensor's name with a star for each number in it: the same in all layers."""
-    return _NUMBER.sub("*", name)
 
 
 def _spread(count: int) -> list[int]:

@@ -10,19 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubmerge.analysis import (
-    Diagnostics,
-    Relations,
-    Spectra,
-    TensorFigures,
-    decomposed,
-    measure_spectra,
-    number,
-    tally,
-    tally_of_factors,
-)
+from hubmerge.analysis import Diagnostics, Relations, TensorFigures, tally, tally_of_factors
 from hubmerge.ranking import GRAIN
 from hubmerge.spec import LowRank
+from hubmerge.spectra import Spectra, decomposed, measure_spectra, number
 from tests.naive_figures import naive_figures, naive_spectra
 
 laws = settings(deadline=None, derandomize=True, max_examples=25)
