@@ -6,11 +6,13 @@ It is the slow twin of what the package does, so that a mistake in either shows.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 M64 = (1 << 64) - 1
 
@@ -179,3 +181,129 @@ def _tsv(p: Mapping[str, Any], target: Target, raw: Mapping[str, bytes], rank: i
     if target.transposed:
         product = [list(column) for column in zip(*product, strict=True)]
     return [x for row in product for x in row]
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+class Tensor(NamedTuple):
+    """A tensor of a safetensors file."""
+
+    dtype: str
+    shape: list[int]
+    data: bytes
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    found = {}
+    for name, entry in json.loads(content[8:start]).items():
+        if name != "__metadata__":
+            a, b = entry["data_offsets"]
+            found[name] = Tensor(entry["dtype"], entry["shape"], content[start + a : start + b])
+    return found
+
+
+class Folder:
+    """A bundle in a folder, and the folder of its base; everything is checked that the page says."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.folder = folder
+        self.manifest = json.loads((folder / "hubmerge_bundle.json").read_text("utf-8"))
+        assert self.manifest["format_version"] == 1
+        for file in self.manifest["files"]:
+            self._check(folder / file["path"], file)
+        self.base: dict[str, Tensor] = {}
+        headers = hashlib.sha256()
+        for file in self.manifest["base"]["files"]:
+            content = self._check(base / file["path"], file)
+            headers.update(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            self.base |= read_tensors(base / file["path"])
+        assert headers.hexdigest() == self.manifest["base"]["header_sha256"]
+        targets = [
+            Target(t["name"], tuple(t["shape"]), t.get("plain", False), t.get("transposed", False))
+            for t in self.manifest["targets"]
+        ]
+        m = self.manifest
+        self.bundle = Bundle(m["codec"], m["parameters"], m["seed"], targets)
+
+    def _check(self, path: Path, file: Mapping[str, Any]) -> bytes:
+        content = path.read_bytes()
+        assert len(content) == file["size_bytes"]
+        assert hashlib.sha256(content).hexdigest() == file["sha256"]
+        return content
+
+    def task(self, name: str) -> dict[str, Any]:
+        return next(t for t in self.manifest["tasks"] if t["name"] == name)  # type: ignore[no-any-return]
+
+    def small_files(self, name: str) -> dict[str, bytes | None]:
+        """The other small files that are kept for a task; None stands for the base's."""
+        kept = self.task(name).get("files", {})
+        found = {f: (self.folder / "heads" / name / f).read_bytes() if d else None for f, d in kept.items()}
+        for path, content in found.items():
+            assert content is None or hashlib.sha256(content).hexdigest() == kept[path]
+        return found
+
+    def deltas(self, name: str) -> dict[str, list[float]]:
+        """By the tensor they belong to."""
+        task, raw = self.task(name), {}
+        for file in self.manifest["files"]:
+            if file["path"].startswith("bundle-") or file["path"] == f"tasks/{task['id']}.safetensors":
+                raw |= {n: t.data for n, t in read_tensors(self.folder / file["path"]).items()}
+        moved, ranks = sources(self.bundle, task["id"]), task.get("ranks", {})
+        return {
+            moved.get(t.name, t.name): delta(self.bundle, t, task["id"], raw, task.get("facts", {}), ranks.get(t.name))
+            for t in self.bundle.targets
+        }
+
+    def head(self, name: str) -> dict[str, Tensor]:
+        path = self.folder / "heads" / f"{name}.safetensors"
+        return read_tensors(path) if path.exists() else {}
+
+    def model(self, name: str) -> dict[str, Tensor]:
+        """A task's whole checkpoint, at the bundle's own λ, which is 1."""
+        assert self.bundle.parameters["scale"] == 1
+        task, deltas, found = self.task(name), self.deltas(name), self.head(name)
+        for of_base, tensor in self.base.items():
+            if of_base not in task.get("absent", []):
+                own = task.get("names", {}).get(of_base) or _prefixed(of_base, task.get("prefix", ""))
+                assert own not in found
+                found[own] = _added(tensor, deltas[of_base]) if of_base in deltas else tensor
+        return found
+
+    def adapter(self, name: str) -> dict[str, tuple[list[int], list[float]]]:
+        """A task's adapter: shapes and values."""
+        task, deltas = self.task(name), self.deltas(name)
+        shapes = {t.name: t.shape for t in self.bundle.targets}
+        found = {}
+        for weight, rank in task["ranks"].items():
+            module = "base_model.model." + task.get("modules", {}).get(weight, weight.removesuffix(".weight"))
+            rows, columns = shapes[f"{weight}.up"][1], shapes[f"{weight}.down"][1]
+            up, down = deltas[f"{weight}.up"], deltas[f"{weight}.down"]
+            found[f"{module}.lora_A.weight"] = [rank, columns], down[: rank * columns]
+            turned = [up[k * rows + i] for i in range(rows) for k in range(rank)]
+            found[f"{module}.lora_B.weight"] = [rows, rank], turned
+        return found
+
+
+def _prefixed(name: str, prefix: str) -> str:
+    if prefix.startswith("-"):
+        return prefix[1:] + name
+    return name.removeprefix(prefix[1:])
+
+
+def _added(base: Tensor, change: Sequence[float]) -> Tensor:
+    """Base and delta, added in float32 and rounded to the base's dtype."""
+    count = len(change)
+    if base.dtype == "F32":
+        before: Sequence[float] = struct.unpack(f"<{count}f", base.data)
+        return base._replace(data=struct.pack(f"<{count}f", *(b + d for b, d in zip(before, change, strict=True))))
+    assert base.dtype == "BF16"
+    total = b"".join(struct.pack("<f", b + d) for b, d in zip(_bfloat16(base.data), change, strict=True))
+    return base._replace(data=b"".join(_rounded(*struct.unpack_from("<I", total, i)) for i in range(0, 4 * count, 4)))
+
+
+def _rounded(single_bits: int) -> bytes:
+    """The nearest bfloat16, ties to even."""
+    return struct.pack("<H", single_bits + 0x7FFF + (single_bits >> 16 & 1) >> 16)
