@@ -28,7 +28,7 @@ from hubmerge.licenses import (
     stated,
     stating,
 )
-from hubmerge.licenses.table import RULES, rank_of, rule_of
+from hubmerge.licenses.table import RULES, as_markdown, rank_of, rule_of
 from hubmerge.licenses.texts import MAX_TEXT_BYTES, identify
 from hubmerge.localhub.cards import LICENSES
 from hubmerge.recipe import Card
@@ -550,3 +550,9 @@ def test_whatever_cards_say_only_identifiers_names_and_addresses_come_out(a: str
             assert rule_of(text) is None or rule_of(text).source.startswith("https://")  # type: ignore[union-attr]
         assert "\n" not in (found.name or "") + (found.link or "")
     assert check(card, {"license": "mit"}).verdict in FREEDOM
+
+
+def test_the_page_shows_the_table() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "licenses.md").read_text()
+    command = "python -c 'from hubmerge.licenses.table import as_markdown as m; print(m(), end=\"\")'"
+    assert page.endswith(as_markdown()), f"replace the table by what this prints: {command}"

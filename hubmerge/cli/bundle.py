@@ -80,12 +80,14 @@ def ls(bundle: str, as_json: bool, quiet: bool, verbose: int, debug: bool) -> No
     """List a bundle's tasks: where each comes from, how well it comes back, what it takes."""
     from hubmerge.bundles.api import opened
     from hubmerge.bundles.report import describe
+    from hubmerge.bundles.terms import bundle_license
     from hubmerge.hub import Hub
 
     _output.configure_logging(verbose)
     with opened(bundle, Hub()) as found:
         if as_json:
-            _output.json_data({"bundle": bundle, "commit": found.commit, **describe(found.manifest)})
+            check = {"license_check": bundle_license(found.manifest, found.repo).to_json()}
+            _output.json_data({"bundle": bundle, "commit": found.commit, **describe(found.manifest), **check})
         elif quiet:
             _output.data("\n".join(t.name for t in found.manifest.tasks))
         else:

@@ -80,7 +80,7 @@ def _permissive() -> Iterable[Rule]:
     yield from _spdx("Zlib BSL-1.0 ISC PostgreSQL NCSA MIT", "permissive", ("notices",), not_into=_NOTHING)
     yield from _spdx("BSD-2-Clause BSD-3-Clause BSD-3-Clause-Clear", "permissive", ("notices",), not_into=_NOTHING)
     yield Rule("bsd", "permissive", "https://opensource.org/license/bsd-3-clause", ("notices",), not_into=_NOTHING)
-    yield Rule("openmdw-1.0", "permissive", "https://openmdw.ai/license/", ("copy", "notices"), not_into=_NOTHING)
+    yield Rule("openmdw-1.0", "permissive", "https://openmdw.ai/license/1-0/", ("copy", "notices"), not_into=_NOTHING)
     yield from _spdx("MS-PL", "permissive", ("notices",), not_into=_GPL_FAMILY)
     yield from _spdx("CDLA-Permissive-2.0", "permissive", ("copy",), not_into=_NOTHING)
     yield from _spdx("CDLA-Permissive-1.0", "permissive", ("copy", "credit", "changes"), not_into=_NOTHING)
@@ -145,7 +145,7 @@ def _non_commercial() -> Iterable[Rule]:
 
 def _llama(version: str, folder: str, *, line: str, **rest: object) -> Rule:
     """One of Meta's agreements; sections 1.b.i (copy, name, display), 1.b.iii (notice) and 1.b.iv (use policy)."""
-    source = f"https://www.llama.com/{folder}/license/"
+    source = "https://ai.meta.com/llama/license/" if version == "2" else f"https://www.llama.com/{folder}/license/"
     rights = f"Copyright {'(c)' if version == '2' else '©'} Meta Platforms, Inc. All Rights Reserved."
     limits = (USE_POLICY, *((NO_OTHER_MODELS,) if version in ("2", "3") else ()))
     notice = f"{line}, {rights}"
@@ -231,3 +231,21 @@ def _scancode() -> dict[str, tuple[str, str]]:
     names = [(n, e["category"]) for e in get_license_index() if not e["is_exception"]
              for n in (e.get("spdx_license_key"), *e.get("other_spdx_license_keys", ())) if n]  # fmt: skip
     return {name.lower(): (name, category) for name, category in names if not name.startswith("LicenseRef-")}
+
+
+def as_markdown() -> str:
+    """The table, as ``docs/licenses.md`` shows it."""
+    head = "| Licence | Kind | It asks | It limits | May also become |\n| --- | --- | --- | --- | --- |\n"
+    return head + "".join(f"| {' | '.join(_cells(rule))} |\n" for rule in _ROWS)
+
+
+def _cells(rule: Rule) -> tuple[str, ...]:
+    asks: list[str] = [*rule.asks]
+    asks += [f"name “{rule.prefix}…”"] if rule.prefix else []
+    asks += [f"display “{rule.sentence}”"] if rule.sentence else []
+    asks += ["NOTICE"] if rule.line else []
+    if rule.not_into is not None:
+        into = f"anything but {', '.join(sorted(rule.not_into))}" if rule.not_into else "anything"
+    else:
+        into = "not known" if rule.into is None else ", ".join(sorted(rule.into)) or "–"
+    return f"[{rule.id}]({rule.source})", rule.kind, ", ".join(asks) or "–", "; ".join(rule.limits) or "–", into
