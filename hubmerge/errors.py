@@ -8,6 +8,7 @@ HubMergeError                1   something failed
 ├── BudgetError              1   it does not fit the memory or disk given
 ├── SourceError              1   an input cannot be used
 │   ├── IntegrityError       1   an input's bytes are not what they should be
+│   │   └── SpoiledError     1   and that was found after they had been used
 │   ├── UnsupportedAdapterError 1   an adapter that cannot be merged faithfully
 │   └── TransportError       1   the connection failed for good
 ├── AccessError              4   missing, private, gated or disabled; no or insufficient token
@@ -84,6 +85,10 @@ class IntegrityError(SourceError):
     """Bytes of an input, or of a finished file, are not what they should be."""
 
     next_step = "fetch or save that file again, or use another revision of the model"
+
+
+class SpoiledError(IntegrityError):
+    """Wrong bytes were found so when the last of a file had come: nothing that was made of them may be kept."""
 
 
 class UnsupportedAdapterError(SourceError):

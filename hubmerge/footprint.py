@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from hubmerge.io.checked import AHEAD_BYTES
 from hubmerge.methods import get_method
 from hubmerge.ranking import MAX_BINS_LOG2
 from hubmerge.spec import AdapterPart, Method, Plan, TensorJob, TensorSpec, is_factored
@@ -54,6 +55,7 @@ def footprint(
     matrices = max((working_set_bytes(j, method, len(plan.models)) for j in here), default=0)
     passing = max((_passing_bytes(j) for j in plan.jobs if j.index in elsewhere), default=0)
     staged = max((_staged_bytes(j, piece_elements) for j in here), default=0) if remote else 0
+    waiting = min(AHEAD_BYTES, workers * staged)  # what came early, until its digest can be taken
     # Every thread counts into histograms of its own, which are then added up.
     statistics = len(plan.models) * 8 * (1 << MAX_BINS_LOG2) if method.begin(plan.params) is not None else 0
     return Footprint(
@@ -62,6 +64,7 @@ def footprint(
         largest_output_bytes=max((o.size_bytes for o in plan.outputs), default=0),
         memory_bytes=_PROCESS_BYTES
         + workers * (chunks + matrices + staged)
+        + waiting
         + feeders * passing
         + (workers + feeders + 1) * statistics,
     )

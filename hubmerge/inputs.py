@@ -15,6 +15,7 @@ import torch
 
 from hubmerge import adapters
 from hubmerge.errors import BudgetError, SourceError
+from hubmerge.io.checked import Ahead, CheckedSource
 from hubmerge.io.local import FileSource
 from hubmerge.spec import AdapterPart, ByteSource, LowRank, PinnedModel, TensorSpec
 
@@ -59,6 +60,8 @@ class Inputs:
         self._gates: defaultdict[tuple[int, str], threading.Lock] = defaultdict(threading.Lock)
         self._loaded: dict[tuple[int, str], torch.Tensor] = {}
         self._lock = threading.Lock()
+        self._ahead = Ahead()
+        self._wanted = {s: self._read_of(s) for s in range(-1, len(plan.models))}
         self._stream = {s: self._streams(s, fetch, max_disk_bytes) for s in range(-1, len(plan.models))}
 
     def __enter__(self) -> Inputs:
@@ -69,24 +72,26 @@ class Inputs:
 
     def close(self) -> None:
         """Close all files."""
+        for label in self.unchecked():
+            log.info("%s was not read whole, or not in its order: its digest was not compared", label)
         with self._lock:
             for source in self._open.values():
                 source.close()
             self._open.clear()
             self._loaded.clear()
 
-    def _needed(self, source: int) -> set[str]:
-        """The weight files of a model that the plan reads."""
+    def _read_of(self, source: int) -> set[TensorSpec]:
+        """The tensors of a model that the plan reads."""
         model = self._plan.pinned(source)
         if model.adapter is not None:
-            return {t.file for t in model.tensors.values()}
-        found: set[str] = set()
+            return set(model.tensors.values())
+        found = set()
         for job in self._plan.jobs:
             if job.action == "copy" and job.source != source:
                 continue
             given = job.base if source < 0 or job.action == "copy" else job.inputs[source]
             if isinstance(given, TensorSpec):
-                found.add(given.file)
+                found.add(given)
         return found
 
     def _streams(self, source: int, fetch: Fetch, max_disk_bytes: int | None) -> bool:
@@ -96,7 +101,8 @@ class Inputs:
             return False
         if fetch == "stream":
             return model.adapter is None
-        missing = [f for f in self._needed(source) if self._hub.cached_path(model.repo, model.commit, f) is None]
+        files = {tensor.file for tensor in self._wanted[source]}
+        missing = [f for f in files if self._hub.cached_path(model.repo, model.commit, f) is None]
         size = sum(model.files[f].size_bytes for f in missing)
         folder = Path(self._hub.cache_dir) if self._hub.cache_dir else Path.home()
         while not folder.exists():
@@ -109,6 +115,12 @@ class Inputs:
                 hint="give --fetch stream, which stores no input",
             )
         return fetch == "auto" and size > room / (len(self._plan.models) + 1)
+
+    def unchecked(self) -> tuple[str, ...]:
+        """Streamed files whose digest could not be compared: they were not read whole, or not in their order."""
+        with self._lock:
+            streamed = [s for s in self._open.values() if isinstance(s, CheckedSource)]
+        return tuple(sorted(source.label for source in streamed if not source.is_checked))
 
     def is_remote(self, source: int) -> bool:
         """Whether small reads are dear."""
@@ -140,7 +152,9 @@ class Inputs:
             return FileSource(Path(model.root) / file, spec.size_bytes)
         assert model.commit is not None
         if self._stream[source]:
-            return self._hub.open(model.repo, model.commit, spec)
+            remote = self._hub.open(model.repo, model.commit, spec)
+            spans = ((t.start_byte, t.end_byte) for t in self._wanted[source] if t.file == file)
+            return CheckedSource(remote, spec.sha256, remote.label, spans, self._ahead) if spec.sha256 else remote
         path = self._hub.cached_path(model.repo, model.commit, file)
         if path is None:
             log.info("downloading %s from %s", file, model.repo)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from hubmerge.errors import BudgetError, HubMergeError, TargetNotEmptyError
+from hubmerge.errors import BudgetError, HubMergeError, SpoiledError, TargetNotEmptyError
 from hubmerge.journal import Journal, Resumable, Written
 from hubmerge.spec import OutputFile
 
@@ -83,7 +83,8 @@ class FolderSink:
         if self._journal is None or self._work is None:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        kept = sum(map(self._work.takes_over, (w.path for w in self.written))) if self.folder.is_dir() else 0
+        usable = self.folder.is_dir() and not isinstance(error, SpoiledError)
+        kept = sum(map(self._work.takes_over, (w.path for w in self.written))) if usable else 0
         self._journal.close(keep=kept > 0)
         if kept and error is not None:
             error.add_note(f"{_files(kept)} kept in {self.folder}; the same command continues from there")

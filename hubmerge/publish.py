@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from hubmerge.errors import BudgetError, HubMergeError, IntegrityError, PublishError, UsageError
+from hubmerge.errors import BudgetError, HubMergeError, IntegrityError, PublishError, SpoiledError, UsageError
 from hubmerge.hub import CommitInfo, Hub, StagedFile
 from hubmerge.journal import Resumable, Written
 from hubmerge.spec import OutputFile
@@ -148,9 +148,12 @@ class Publisher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Take back what was created, unless it was published; what is staged stays."""
+        """Take back what was created, unless it was published; what is staged stays, if it may be continued."""
         if self._published:
             return
+        if isinstance(error, SpoiledError) and self._stage is not None:
+            self._stage.remove()
+            self._stage.files.clear()
         if isinstance(error, KeyboardInterrupt):
             # Whoever interrupts has waited long enough: a silent server gets a moment, not all its retries.
             thread = threading.Thread(target=self._take_back, args=(error,), name="take back", daemon=True)

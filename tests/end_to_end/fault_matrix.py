@@ -25,6 +25,21 @@ UPLOAD = "^/_lfs/"
 STAGE = "/commit/hubmerge/stage-"
 COMMIT = "/commit/main"
 ALWAYS = None
+_SHOWN_ELSEWHERE = {
+    "reading-429-with-RateLimit,-longer-than-330-s",
+    "reading-500,-502,-503,-passing",
+    "reading-503,-for-good",
+    "reading-reset-before-headers",
+    "reading-short-read",
+    "reading-slow-drip",
+    "reading-403-on-every-address",
+    "reading-416",
+    "reading-gzip'd-body",
+    "uploading-416",
+    "uploading-slow-drip",
+    "uploading-wrong-ETag",
+    "uploading-gzip'd-body",
+}
 
 
 @dataclass
@@ -65,6 +80,7 @@ class Cell:
         code: The exit code.
         says: Parts of the message.
         keeps: Whether shards are staged when the run has ended with an error.
+        name: Tells cells apart that stand in one place of the table.
     """
 
     fault: str
@@ -79,6 +95,11 @@ class Cell:
     @property
     def id(self) -> str:
         return f"{self.way}-{self.name or self.fault}".replace(" ", "-").replace("`", "")
+
+    @property
+    def slow(self) -> bool:
+        """Left to long runs of the tests: tests of a single read or upload show it, too."""
+        return self.id in _SHOWN_ELSEWHERE
 
 
 def faults(*given: Fault) -> Callable[[Stage], object]:
@@ -307,6 +328,15 @@ CELLS = [
         1,
         ("not a sound safetensors file",),
         name="wrong bytes in a header",
+    ),
+    Cell(
+        "wrong bytes",
+        "reading",
+        reads(Fault(corrupt_at=40_000)),
+        "weights: ends when the file has come by and does not have its digest, and keeps nothing of that run",
+        1,
+        ("the bytes received do not have the digest of the commit", "nothing made of them is kept"),
+        name="wrong bytes in weights",
     ),
     Cell(
         "wrong bytes",

@@ -32,8 +32,8 @@ from tests.end_to_end.support import OWNER, SECRETS, STRANGER, USERS, Outcome, T
 
 # As patient as by default with a server that asks to wait, and with nothing else.
 FAST = RetryPolicy(attempts=6, base_wait_s=0.01, max_wait_s=0.04, connect_timeout_s=2, read_timeout_s=1)
-SHAPES = {f"model.layers.{i}.mlp.up_proj.weight": (200, 100) for i in range(4)}
-SHARDS = tuple(f"model-{i + 1:05d}-of-00004.safetensors" for i in range(4))
+SHAPES = {f"model.layers.{i}.mlp.up_proj.weight": (200, 100) for i in range(3)}
+SHARDS = tuple(f"model-{i + 1:05d}-of-00003.safetensors" for i in range(3))
 RECIPE = f"""\
 method: task_arithmetic
 base: {MODELS[0]}
@@ -131,7 +131,9 @@ def expected(stage: Stage, whole: dict[str, Files], tmp_path: Path) -> Files:
 # --- the table --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.id)
+@pytest.mark.parametrize(
+    "cell", [pytest.param(cell, marks=pytest.mark.slow if cell.slow else (), id=cell.id) for cell in CELLS]
+)
 def test_cell(cell: Cell, stage: Stage, expected: Files, tmp_path: Path) -> None:
     cell.arrange(stage)
     ended = push(tmp_path, "--overwrite")
