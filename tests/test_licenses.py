@@ -484,6 +484,12 @@ def test_a_text_that_goes_along_is_a_parents_or_comes_with_hubmerge() -> None:
     assert own_texts(alone) == {}
 
 
+def test_the_authors_of_a_local_folder_are_left_to_be_named() -> None:
+    near, far = (Declaration(f"org/{i}", License(("cc-by-4.0",)), place) for i, place in enumerate((None, "https://x")))
+    assert [d.kind for d in decide([near, far], Card(), "the card").left] == ["credit"]
+    assert decide([far], Card(), "the card").left == ()
+
+
 def test_licence_files_of_models_are_kept_where_they_differ_from_the_bases() -> None:
     base = make.pinned("org/base", role="base", notices={"LICENSE": b"1", "NOTICE": b"2"})
     a = make.pinned("org/a", notices={"LICENSE": b"1", "NOTICE": b"3"})

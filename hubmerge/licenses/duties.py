@@ -42,6 +42,8 @@ class Situation:
     """What the result's card states."""
     name: str | None
     """What the result is called, as far as that is known."""
+    local: frozenset[str] = frozenset()
+    """The licences that some local folder is under, whose authors the card cannot link to."""
 
 
 _Told = tuple[str, str | None]
@@ -53,9 +55,12 @@ _COMMON: Mapping[str, Callable[[Sequence[Rule], Situation], _Told]] = {
     ),
     "notices": lambda rules, s: (
         "keep the parents' copyright and licence notices",
-        "their licence and notice files are copied, and the card links to them",
+        "their licence and notice files are copied, where they have any",
     ),
-    "credit": lambda rules, s: ("name the parents' authors", "the card names and links every parent"),
+    "credit": lambda rules, s: (
+        "name the parents' authors",
+        None if any(r.id in s.local for r in rules) else "the card names and links every parent",
+    ),
     "changes": lambda rules, s: ("say that the models were changed", "the card says so"),
     "source": lambda rules, s: (
         "give what the result is made from",
@@ -85,7 +90,9 @@ def duties_of(rules: Sequence[Rule], situation: Situation) -> tuple[Duty, ...]:
         found.append(Duty("display", _ids(asking), f"display “{sentence}”", "the card does"))
     asking = [r for r in rules if r.line]
     if asking:
-        found.append(Duty("notice", _ids(asking), "give its notice along", f"it stands in the file {NOTICE_NAME}"))
+        found.append(
+            Duty("notice", _ids(asking), "give the licence's notice along", f"it stands in the file {NOTICE_NAME}")
+        )
     return tuple(found)
 
 
@@ -102,5 +109,6 @@ def _ids(rules: Sequence[Rule]) -> tuple[str, ...]:
 def _copy(rule: Rule, situation: Situation) -> Duty:
     """The text of a licence, which every copy of the model must come with."""
     if rule.id in situation.texts:
-        return Duty("copy", (rule.id,), "give its text along", "it is among the files")
-    return Duty("copy", (rule.id,), f"give its text along, which no parent has as a file; it is at {rule.source}", None)
+        return Duty("copy", (rule.id,), "give the licence's text along", "it is among the files")
+    text = f"give the licence's text along, which no parent has as a file; it is at {rule.source}"
+    return Duty("copy", (rule.id,), text, None)

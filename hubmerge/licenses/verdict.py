@@ -165,7 +165,8 @@ def decide(parents: Sequence[Declaration], card: Card, ours: str, name: str | No
     shown = own or terms
     is_shared = terms is not None and agreed is not None and is_same(terms, agreed)
     texts = _texts(parents)
-    situation = Situation(texts | OWN_TEXTS, None if blocks or shown is None else shown.label, name)
+    local = frozenset(r.id for p in parents if p.place is None for r in p.rules)
+    situation = Situation(texts | OWN_TEXTS, None if blocks or shown is None else shown.label, name, local)
     return Decision(
         verdict=verdict,
         terms=shown,

@@ -69,7 +69,7 @@ def test_a_life(town: Town, tmp_path: Path) -> None:
     assert set(before) == {
         ".gitattributes", "README.md", "config.json", "hubmerge.yaml", "hubmerge.lock.json", "hubmerge_bundle.json",
         "bundle-00001-of-00001.safetensors", "tasks/0.safetensors", "tasks/1.safetensors", "heads/a.config.json",
-        "heads/b.config.json", "heads/b.safetensors",
+        "heads/b.config.json", "heads/b.safetensors", "licenses/apache-2.0.txt",
     }  # fmt: skip
     town.hub.requests.clear()
     added = done("add", TARGET, "--model", "local/c@main", "--name", "third")

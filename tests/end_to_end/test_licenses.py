@@ -192,7 +192,7 @@ def test_a_fine_tune_that_calls_itself_mit_but_has_llamas_text(
 def test_several_licences_that_limit_use_are_named_together(town: Town, models: Callable[..., Path]) -> None:
     done = push(models("gemma", "cc-by-nc-4.0"))
     assert done.code == 0, done.text
-    assert "left to you: give its text along" in done.err
+    assert "left to you: give the licence's text along" in done.err
     card = ModelCard(published(town, TARGET, "README.md"))
     assert card.data.license == "other"
     assert card.data.license_name == "gemma-and-cc-by-nc-4.0"
