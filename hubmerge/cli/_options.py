@@ -26,24 +26,45 @@ def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
+_recipe = click.argument("recipe", required=False, type=click.Path(dir_okay=False))
+_base = click.option("--base", help="Base model: repo[@revision] or folder.")
+_params = click.option(
+    "--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the method; repeat."
+)
+_seed = click.option("--seed", type=int, help="Seed of methods that draw random numbers.")
+_shard_size = click.option("--shard-size", help="Largest size of an output file, e.g. 5GB.")
+
 recipe_options = _stack(
-    click.argument("recipe", required=False, type=click.Path(dir_okay=False)),
+    _recipe,
     click.option("--method", help="Merge method; `hubmerge methods` lists them."),
-    click.option("--base", help="Base model: repo[@revision] or folder."),
+    _base,
     click.option(
         "--model", "models", multiple=True, help="Model to merge: repo[@revision][:weight] or folder[:weight]; repeat."
     ),
-    click.option("--param", "params", multiple=True, metavar="KEY=VALUE", help="A parameter of the method; repeat."),
+    _params,
     click.option("--dtype", help="dtype of the output: bfloat16, float16, float32 or float64."),
-    click.option("--seed", type=int, help="Seed of methods that draw random numbers."),
+    _seed,
     click.option(
         "--format",
         type=click.Choice(["full", "adapter"]),
         help="Output: a whole checkpoint (default), or a PEFT adapter when all models are adapters.",
     ),
     click.option("--rank", type=click.IntRange(1), help="Largest rank of a merged adapter; default: lossless."),
-    click.option("--shard-size", help="Largest size of an output file, e.g. 5GB."),
+    _shard_size,
 )
+
+bundle_recipe_options = _stack(
+    _recipe,
+    click.option("--method", help="Codec; `hubmerge methods` lists them."),
+    _base,
+    click.option(
+        "--model", "models", multiple=True,
+        help="Model to keep, a task called like its last part: repo[@revision] or folder; repeat.",
+    ),
+    _params,
+    _seed,
+    _shard_size,
+)  # fmt: skip
 
 output_options = _stack(
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
@@ -83,8 +104,6 @@ resume_option = click.option(
     "--resume/--no-resume", default=True, show_default=True,
     help="Take over the finished files of an earlier run of the same plan, or remove them and start over.",
 )  # fmt: skip
-
-
 license_option = click.option(
     "--license", "license_", metavar="ID", help="Licence that the card states; default: what the parents' allow."
 )
@@ -124,9 +143,14 @@ def load_recipe(recipe: str | None, **flags: Any) -> Recipe:
         return Recipe.load(recipe)
     if not method or not models:
         raise UsageError("no recipe", hint="name a recipe file, or give --method, --base and --model")
-    output = {"format": flags.pop("format"), "rank": flags.pop("rank"), "shard_size": flags.pop("shard_size")}
+    output = {key: flags.pop(key, None) for key in ("format", "rank", "shard_size")}
     output = {key: value for key, value in output.items() if value is not None}
     return Recipe.from_flags(method, base, list(models), list(params), output=output or None, **flags)
+
+
+def load_bundle_recipe(recipe: str | None, **flags: Any) -> Recipe:
+    """The recipe of a bundle from a file, or from flags; not both."""
+    return load_recipe(recipe, **flags, **({"format": "bundle"} if recipe is None else {}))
 
 
 def run_settings(

@@ -31,7 +31,7 @@ def command() -> None:
 
 
 @command.command("create")
-@click.argument("recipe", type=click.Path(dir_okay=False))
+@_options.bundle_recipe_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the bundle; must not exist or be empty.")
 @click.option("--to", "repo", help="Repository to publish it to: namespace/name.")
 @click.option("--private", is_flag=True, help="Make the repository private (a new one is private by default).")
@@ -41,25 +41,25 @@ def command() -> None:
 @_options.risk_option
 @_options.reading_options
 def create(
-    recipe: str, out: Path | None, repo: str | None, private: bool, public: bool, overwrite: bool,
+    out: Path | None, repo: str | None, private: bool, public: bool, overwrite: bool,
     license_: str | None, accept_license_risk: bool,
     workers: int | None, max_disk: str | None, fetch: str,
-    as_json: bool, quiet: bool, verbose: int, debug: bool,
+    as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
-    """Make a bundle of a recipe's models, in the folder --out or the repository --to.
+    """Make a bundle of models, in the folder --out or the repository --to.
 
-    RECIPE is a YAML file whose method is a codec, with output: {format: bundle}.
+    RECIPE is a YAML file whose method is a codec, with output: {format: bundle}; without it, give --method, --base and
+    --model.
     """
     from hubmerge.bundles import api
     from hubmerge.publish import PublishOptions
-    from hubmerge.recipe import Recipe
 
     if (private or public) and repo is None:
         raise UsageError("--private and --public are about a repository", hint="give --to, or leave them out")
     if private and public:
         raise UsageError("--private and --public exclude each other", hint="give one of them")
     _output.configure_logging(verbose)
-    loaded = Recipe.load(recipe)
+    loaded = _options.load_bundle_recipe(**recipe)
     publish = PublishOptions(
         message="Publish a bundle made with hubmerge", public=False if private else True if public else None
     )

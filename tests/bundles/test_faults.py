@@ -436,6 +436,26 @@ def test_flags_that_contradict_each_other(flags: tuple[str, ...], message: str, 
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "give --method, --base and --model"),
+        (("--method", "ties", "--base", "./b", "--model", "./a"), "a bundle needs a codec as its method"),
+        (("--method", "emr", "--base", "./b", "--model", "./a:0.5"), "takes no weights"),
+        (("--method", "emr", "--base", "./b", "--model", "./a", "--param", "storage=int3"), "int3"),
+        (("r.yaml", "--method", "emr"), "--method given together with the recipe"),
+    ],
+)
+def test_flags_that_are_no_recipe(flags: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    assert message in fails(2, "create", *flags, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_without_a_base(models: Path, tmp_path: Path) -> None:
+    flags = ("--method", "emr", "--model", models / "a", "--out", tmp_path / "out")
+    assert "emr needs a base" in fails(2, "create", *flags)
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"method": "ties"}, "a bundle needs a codec as its method"),

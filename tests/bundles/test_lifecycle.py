@@ -77,6 +77,23 @@ def test_a_life(models: Path, tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["num_labels"] == 3
 
 
+def test_flags_instead_of_a_recipe(models: Path, tmp_path: Path) -> None:
+    """They make the same bundle, to the byte."""
+    file = scene.recipe_file(
+        tmp_path / "r.yaml", "superposition", models / "base", [models / "a", models / "b"], seed=3,
+        parameters={"storage": "int8", "targets": "mlp"}, output={"shard_size": 4000},
+    )  # fmt: skip
+    done("create", file, "--out", tmp_path / "one")
+    flags = ["--method", "superposition", "--base", models / "base", "--model", models / "a", "--model", models / "b"]
+    flags += ["--param", "storage=int8", "--param", "targets=mlp", "--seed", "3", "--shard-size", "4000"]
+    done("create", *flags, "--out", tmp_path / "two")
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file())
+    assert len([f for f in files if f.name.startswith("bundle-")]) > 1
+    for path in files:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
+
+
 def test_what_is_listed(models: Path, tmp_path: Path) -> None:
     place = create(models, tmp_path / "bundle", parameters={"storage": "int8"})
     answer = done("ls", place)
