@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import combinations
@@ -205,6 +205,22 @@ class TensorFigures:
         return found | self.relations.to_json() | spectra
 
 
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """A task in a few numbers, of all merged tensors together; NaN where one cannot be said."""
+
+    name: str
+    length: float
+    """Of its task vector, as a fraction of the base's."""
+    cosine: float
+    """Mean over the other tasks."""
+    agreement: float
+    """Share of entries changed in the same direction, mean over the other tasks."""
+    merged_cosine: float
+    distance: float
+    """Of the merged model, as a fraction of the task vector's length."""
+
+
 @dataclass(frozen=True)
 class Diagnostics:
     """What was measured of a merge.
@@ -226,7 +242,25 @@ class Diagnostics:
     @cached_property
     def model(self) -> Relations:
         """Over all merged tensors."""
-        return reduce(Relations.__add__, (t.relations for t in self.tensors))
+        nothing = tally([torch.empty(0)] * len(self.tasks), torch.empty(0), torch.empty(0)).relations()
+        return reduce(Relations.__add__, (t.relations for t in self.tensors), nothing)
+
+    @property
+    def summary(self) -> tuple[TaskSummary, ...]:
+        """The main figures of each task."""
+        model, table = self.model, self.model.cosines
+        length = model.norms / (model.base_norm or math.nan)
+        return tuple(
+            TaskSummary(
+                name,
+                float(length[t]),
+                _mean(table[t, o] for o in range(len(self.tasks)) if o != t),
+                _mean(model.sign_agreement[t, o] for o in range(len(self.tasks)) if o != t),
+                float(model.merged_cosines[t]),
+                float(model.distances[t]),
+            )
+            for t, name in enumerate(self.tasks)
+        )
 
     @cached_property
     def blocks(self) -> dict[int | None, Relations]:
@@ -261,6 +295,12 @@ class Diagnostics:
 def kind_of(name: str) -> str:
     """A tensor's name with a star for each number in it: the same in all layers."""
     return _NUMBER.sub("*", name)
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Of those that are numbers."""
+    known = [float(v) for v in values if math.isfinite(v)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def pairs_of(table: Doubles) -> Iterator[float]:

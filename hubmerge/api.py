@@ -23,6 +23,7 @@ from hubmerge.licenses import NOTICE_NAME, Decision, derive_license, kept_files,
 from hubmerge.lock import LOCK_NAME, build_lock, dumps, portable_recipe
 from hubmerge.output import FolderSink, Written
 from hubmerge.planning import build_plan
+from hubmerge.plots import as_files
 from hubmerge.publish import Publisher, PublishOptions, ShardByShard
 from hubmerge.recipe import Recipe
 from hubmerge.resolve import pin_recipe
@@ -30,7 +31,9 @@ from hubmerge.spec import Plan, Truncation
 from hubmerge.tuning import Tuning, footprint_of, tuned
 
 if TYPE_CHECKING:
+    from hubmerge.analysis import Diagnostics
     from hubmerge.engine import Progress
+    from hubmerge.measuring import Meter, Sampling
     from hubmerge.verification import Report
 
 log = logging.getLogger(__name__)
@@ -183,12 +186,13 @@ def merge(
     hub: Hub | None = None,
     overwrite: bool = False,
     resume: bool = True,
+    diagnostics: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Merge into a local folder, which appears under its name only when everything in it is whole.
 
     A run that ends early leaves its finished files beside the folder, and the next one of the same plan takes them
-    over, unless ``resume`` is False.
+    over, unless ``resume`` is False. With ``diagnostics``, how the tasks lie to one another is measured and shown.
 
     Raises:
         HubMergeError: What went wrong; nothing stands under the folder's name.
@@ -199,15 +203,17 @@ def merge(
     planned = _runnable(plan(recipe, hub=hub))
     clock.lap("plan_s")
     needed = sum(o.size_bytes for o in planned.outputs)
+    meter = _meter(planned, recipe, options) if diagnostics else None
     work = _resumable(planned, recipe, resume=resume)
     with (
         FolderSink(Path(out), work.tag, needed, overwrite=overwrite, work=work) as sink,
         Inputs(planned, hub, options.fetch, options.max_disk_bytes) as inputs,
     ):
-        truncation = _run(planned, inputs, sink, options, progress)
+        truncation = _run(planned, inputs, sink, options, progress, meter)
         clock.lap("merge_s")
         terms = derive_license(planned, recipe.card)
-        files = _companions(recipe, planned, hub, sink.written, truncation, terms.record(accepted_risk=False))
+        check = terms.record(accepted_risk=False)
+        files = _companions(recipe, planned, hub, sink.written, truncation, check, meter=meter)
         sink.commit(files)
         written = _all_written(sink.written, files)
     clock.lap("publish_s")
@@ -221,12 +227,14 @@ def push(
     options: RunOptions | None = None,
     hub: Hub | None = None,
     resume: bool = True,
+    diagnostics: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Merge and publish in one commit; if anything fails, the target stays as it was.
 
     Finished shards are staged in a branch of the target's repository. A run that ends early leaves them there, and
-    the next one of the same plan, on any machine, takes them over, unless ``resume`` is False.
+    the next one of the same plan, on any machine, takes them over, unless ``resume`` is False. With ``diagnostics``,
+    how the tasks lie to one another is measured and shown.
 
     Raises:
         LicenseError: The parents' licences forbid it; nothing was created.
@@ -246,6 +254,7 @@ def push(
         public=None if target.private is None else not target.private,
         overwrite=target.overwrite,
     )
+    meter = _meter(planned, recipe, options) if diagnostics else None
     work = _resumable(planned, recipe, resume=resume)
     with (
         tempfile.TemporaryDirectory(prefix="hubmerge-") as folder,
@@ -254,15 +263,48 @@ def push(
     ):
         clock.lap("plan_s")
         sink = ShardByShard(Path(folder), publisher, planned.outputs, options.max_disk_bytes)
-        truncation = _run(planned, inputs, sink, options, progress)
+        truncation = _run(planned, inputs, sink, options, progress, meter)
         clock.lap("merge_s")
         check = terms.record(accepted_risk=target.accept_license_risk)
-        files = _companions(recipe, planned, hub, sink.written, truncation, check, publisher.repo)
+        files = _companions(recipe, planned, hub, sink.written, truncation, check, publisher.repo, meter)
         published = publisher.finish(files)
         clock.lap("publish_s")
     written = _all_written(sink.written, files)
     url, commit = published.url, published.commit
-    return Result(planned, written, clock.timings(), None, url, commit, truncation, terms)
+    peaks = _peaks(inputs.stored_bytes + sink.peak_bytes)
+    return Result(planned, written, clock.timings(), None, url, commit, truncation, terms, peaks)
+
+
+def analyze(
+    recipe: Recipe,
+    *,
+    options: RunOptions | None = None,
+    hub: Hub | None = None,
+    sampling: Sampling = "sample",
+    progress: Callable[[Progress], None] | None = None,
+) -> Diagnostics:
+    """Merge without writing anything, and say how the tasks lie to one another and to what would be merged.
+
+    Args:
+        recipe: What to merge.
+        options: How to run.
+        hub: The Hub.
+        sampling: Of which weights the singular values are computed: a sample, all, or none.
+        progress: Told of every finished piece.
+
+    Raises:
+        UsageError: The recipe has no base, from which task vectors are taken.
+        HubMergeError: What else went wrong.
+    """
+    from hubmerge.measuring import Nowhere
+
+    hub = hub or Hub()
+    options = options or RunOptions()
+    planned = _runnable(plan(recipe, hub=hub))
+    meter = _meter(planned, recipe, options, sampling)
+    with Inputs(planned, hub, options.fetch, options.max_disk_bytes) as inputs:
+        _run(planned, inputs, Nowhere(planned.outputs), options, progress, meter)
+    return meter.diagnostics()
 
 
 def clean_up(repo: str, *, hub: Hub | None = None) -> tuple[str, ...]:
@@ -326,8 +368,29 @@ def _tuning(planned: Plan, options: RunOptions, devices: DeviceMap, *, remote: b
     )
 
 
+def _meter(planned: Plan, recipe: Recipe, options: RunOptions, sampling: Sampling = "sample") -> Meter:
+    """What measures a run.
+
+    Raises:
+        UsageError: There is no base.
+    """
+    from hubmerge.measuring import Meter
+
+    if not CardFacts(planned, recipe).has_base:
+        raise UsageError(
+            "without a base there are no task vectors to measure: they are models minus the base",
+            hint="name the models' common base in the recipe (base: …), or leave out the diagnostics",
+        )
+    return Meter(planned, sampling, options.max_memory_bytes)
+
+
 def _run(
-    planned: Plan, inputs: Inputs, sink: Any, options: RunOptions, progress: Callable[[Progress], None] | None
+    planned: Plan,
+    inputs: Inputs,
+    sink: Any,
+    options: RunOptions,
+    progress: Callable[[Progress], None] | None,
+    meter: Meter | None = None,
 ) -> Truncation | None:
     from hubmerge.engine import Engine
 
@@ -336,7 +399,8 @@ def _run(
     for note in devices.notes:
         log.warning("%s", note)
     done = frozenset(w.path for w in sink.written)
-    engine = Engine(planned, inputs, sink, _tuning(planned, options, devices, remote=remote), progress, devices, done)
+    tuning = _tuning(planned, options, devices, remote=remote)
+    engine = Engine(planned, inputs, sink, tuning, progress, devices, done, meter)
     engine.run()
     return Truncation.of(engine.truncation)
 
@@ -349,6 +413,7 @@ def _companions(
     truncation: Truncation | None,
     license_check: Mapping[str, Any],
     repo: str | None = None,
+    meter: Meter | None = None,
 ) -> dict[str, bytes]:
     """The small files of the result: copies, licences, recipe, card, and the lock over all of them."""
     files: dict[str, bytes] = {}
@@ -362,7 +427,9 @@ def _companions(
     portable = portable_recipe(planned, recipe.normalized())
     files[RECIPE_NAME] = Recipe.from_data(portable).to_yaml().encode()
     # A card that is published links to where it is published; one in a folder to the Hub that everyone knows.
-    facts = CardFacts(planned, recipe, repo, hub.endpoint if repo else HUB_URL, truncation)
+    measured = meter.diagnostics() if meter is not None else None
+    facts = CardFacts(planned, recipe, repo, hub.endpoint if repo else HUB_URL, truncation, measured)
+    files |= as_files(measured) if measured is not None else {}
     files[CARD_NAME] = render_card(facts).encode()
     files |= own_texts(facts.license)
     if (text := notice(facts.license, files.get(NOTICE_NAME, b""))) is not None:

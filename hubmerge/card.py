@@ -11,11 +11,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import hubmerge
+from hubmerge.analysis import Diagnostics
 from hubmerge.architectures import Loading, loading, with_task
 from hubmerge.errors import HubMergeError
 from hubmerge.licenses import Decision, derive_license, license_of
 from hubmerge.markdown import environment, one_line
 from hubmerge.methods import get_method
+from hubmerge.plots import Plot, plots
 from hubmerge.spec import AdapterPart, Algorithm, Method, PinnedModel, Plan, Truncation
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ class CardFacts:
         repo_id: Where the model is published; None for a local folder.
         hub_url: The Hub that the links lead to.
         truncation: What a merged adapter lost to its rank.
+        diagnostics: What was measured of the task vectors.
     """
 
     plan: Plan
@@ -99,6 +102,7 @@ class CardFacts:
     repo_id: str | None = None
     hub_url: str = HUB_URL
     truncation: Truncation | None = None
+    diagnostics: Diagnostics | None = None
 
     @cached_property
     def method(self) -> Method:
@@ -201,6 +205,11 @@ class CardFacts:
         """What the plan, and the reading of a foreign recipe, found worth saying."""
         found = [p.message for p in self.plan.problems if p.severity != "error"]
         return tuple(_without_paths(text, self.plan) for text in (*self.recipe.notes, *found))
+
+    @cached_property
+    def plots(self) -> tuple[Plot, ...]:
+        """What the measured figures look like."""
+        return plots(self.diagnostics) if self.diagnostics is not None else ()
 
     @property
     def has_tokenizer(self) -> bool:

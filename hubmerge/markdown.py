@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import unicodedata
@@ -44,6 +45,7 @@ def environment() -> SandboxedEnvironment:
         "prose": prose,
         "py": python_literal,
         "sh": shell_word,
+        "figure": figure,
     }
     env.globals |= {"link": link}
     return env
@@ -145,6 +147,11 @@ def python_literal(text: str) -> Markup:
     """A Python string literal, in double quotes where possible."""
     literal = ascii(one_line(text))
     return Markup(f'"{literal[1:-1]}"' if literal[0] == "'" and '"' not in literal else literal)  # noqa: S704
+
+
+def figure(value: float) -> Markup:
+    """A number in three digits; a dash for one that is none."""
+    return Markup(f"{value:.3g}".replace("-", "−", 1) if math.isfinite(value) else "–")  # noqa: S704
 
 
 def shell_word(text: str) -> Markup:

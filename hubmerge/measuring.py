@@ -5,6 +5,7 @@ Nothing here reaches the result: the engine shows what it has read and what it h
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,10 @@ ROOM_BYTES = 450_000_000
 
 
 class Nowhere:
-    """A sink for runs that only measure."""
+    """A sink for runs that only measure: everything is finished from the start."""
+
+    def __init__(self, outputs: Sequence[OutputFile]) -> None:
+        self.written = list(outputs)
 
     def path(self, output: OutputFile, stopped: Callable[[], bool]) -> Path | None:
         """There is none."""
@@ -45,21 +49,22 @@ class Meter:
     Args:
         plan: What is run.
         sampling: Of which weights singular values are computed: all of them, or a sample that ``sampled`` chooses.
-        room_bytes: What decompositions may hold.
+        max_memory_bytes: What the run may use; a weight whose decomposition takes more than half of it is left out.
     """
 
-    def __init__(self, plan: Plan, sampling: Sampling = "sample", room_bytes: int = ROOM_BYTES) -> None:
+    def __init__(self, plan: Plan, sampling: Sampling = "sample", max_memory_bytes: int | None = None) -> None:
         self._plan = plan
         candidates = matrices(plan)
-        self.spectral: tuple[TensorJob, ...] = () if sampling == "none" else sampled(candidates, len(plan.models))
+        most = max_memory_bytes // 2 if max_memory_bytes is not None else None
+        possible = [job for job in candidates if most is None or _working_bytes(job) <= most]
+        budget = {"none": 0.0, "sample": BUDGET_OPERATIONS, "all": math.inf}[sampling]
+        self.spectral = sampled(possible, len(plan.models), budget)
         """The jobs of whose weights singular values are computed, the cheapest first."""
-        if sampling == "all":
-            self.spectral = tuple(sorted(candidates, key=lambda job: (_operations(job, len(plan.models)), job.index)))
         self._candidates = len(candidates)
         self._tallies: dict[int, Tally] = {}
         self._spectra: dict[int, Spectra] = {}
         self._lock = threading.Lock()
-        self._room = _Room(room_bytes)
+        self._room = _Room(min(ROOM_BYTES, most or ROOM_BYTES))
 
     def wants(self, job: TensorJob) -> bool:
         """Whether a merged tensor has task vectors: rows that the base lacks have none."""
@@ -187,7 +192,7 @@ def matrices(plan: Plan) -> list[TensorJob]:
     ]  # fmt: skip
 
 
-def sampled(jobs: Sequence[TensorJob], tasks: int, budget: float = BUDGET_OPERATIONS) -> tuple[TensorJob, ...]:
+def sampled(jobs: Sequence[TensorJob], tasks: int, budget: float) -> tuple[TensorJob, ...]:
     """As many weights as the budget allows, of each kind the same layers as far as possible; the cheapest first.
 
     A kind is a name without its numbers. Each round takes one more layer of every kind, the cheapest kind first: the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from hubmerge.analysis import Diagnostics, kind_of
 from hubmerge.drawing import CHAR, FONT, MARKERS, Drawing
 from hubmerge.markdown import one_line
 
+FIGURES_NAME = "diagnostics.json"
 WIDTH = 760
 MAX_SERIES = len(MARKERS)
 _MAX_LABEL = 26
@@ -29,6 +31,12 @@ class Plot:
     alt: str
     """What it shows, for those who do not see it."""
     svg: str
+
+
+def as_files(found: Diagnostics) -> dict[str, bytes]:
+    """The figures and their plots as they lie in a published model."""
+    files = {FIGURES_NAME: (json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n").encode()}
+    return files | {plot.path: plot.svg.encode() for plot in plots(found)}
 
 
 def plots(found: Diagnostics) -> tuple[Plot, ...]:
@@ -76,7 +84,7 @@ def interference_plot(found: Diagnostics) -> Plot | None:
             kinds[kind_of(tensor.name)][tensor.layer].append(value)
     if not kinds or len(found.tasks) < 2:
         return None
-    labels = _without_common(list(kinds))
+    labels = _kind_labels(list(kinds))
     series = [
         Series(label, [(float(layer), sum(v) / len(v)) for layer, v in sorted(layers.items())])
         for label, layers in zip(labels, kinds.values(), strict=True)
@@ -224,14 +232,11 @@ def _whole_ticks(last: int) -> list[int]:
     return list(range(0, last + 1, step))
 
 
-def _without_common(names: Sequence[str]) -> list[str]:
-    """What distinguishes dotted names: without the parts that all begin and end with."""
-    parts = [name.split(".") for name in names]
-    while len(parts) > 1 and all(len(p) > 1 for p in parts) and len({p[0] for p in parts}) == 1:
-        parts = [p[1:] for p in parts]
-    while all(len(p) > 1 for p in parts) and len({p[-1] for p in parts}) == 1 and parts[0][-1] == "weight":
-        parts = [p[:-1] for p in parts]
-    return [_short(".".join(p).removeprefix("*.")) for p in parts]
+def _kind_labels(kinds: Sequence[str]) -> list[str]:
+    """Kinds of weights without the name of the stack of layers, unless there are several."""
+    plain = [kind.removesuffix(".weight") for kind in kinds]
+    within = [kind.partition("*.")[2] or kind for kind in plain]
+    return [_short(kind) for kind in (within if len(set(within)) == len(within) else plain)]
 
 
 # --- heat -------------------------------------------------------------------------------------------------------

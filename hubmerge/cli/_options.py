@@ -104,6 +104,12 @@ resume_option = click.option(
     "--resume/--no-resume", default=True, show_default=True,
     help="Take over the finished files of an earlier run of the same plan, or remove them and start over.",
 )  # fmt: skip
+
+
+diagnostics_option = click.option(
+    "--diagnostics/--no-diagnostics", default=False, show_default=True,
+    help="Measure how the tasks lie to one another; figures and plots go with the result and onto its card.",
+)  # fmt: skip
 license_option = click.option(
     "--license", "license_", metavar="ID", help="Licence that the card states; default: what the parents' allow."
 )

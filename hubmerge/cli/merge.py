@@ -18,9 +18,10 @@ from hubmerge.cli import _options, _output, _signals
 @click.option("--overwrite", is_flag=True, help="Replace what the folder holds.")
 @_options.resume_option
 @_options.license_option
+@_options.diagnostics_option
 @_options.run_options
 def command(
-    out: Path, overwrite: bool, resume: bool, license_: str | None,
+    out: Path, overwrite: bool, resume: bool, license_: str | None, diagnostics: bool,
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
@@ -35,7 +36,10 @@ def command(
     settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
     loaded = _options.stating(_options.load_recipe(**recipe), license_)
     with _signals.terminable(), _output.progress(quiet=quiet or as_json) as progress:
-        result = api.merge(loaded, out, options=settings, overwrite=overwrite, resume=resume, progress=progress)
+        result = api.merge(
+            loaded, out, options=settings, overwrite=overwrite, resume=resume, diagnostics=diagnostics,
+            progress=progress,
+        )  # fmt: skip
     _output.problems(result.plan.problems, quiet=quiet)
     if result.license is not None and not as_json:
         _output.license_check(result.license, quiet=quiet)

@@ -27,10 +27,11 @@ from hubmerge.errors import UsageError
 @_options.resume_option
 @click.option("--cleanup", is_flag=True, help="Only remove what abandoned runs have staged in the repository.")
 @_jobs.options
+@_options.diagnostics_option
 @_options.run_options
 def command(
     repo: str, private: bool, public: bool, create_pr: bool, revision: str | None, tag: str | None, overwrite: bool,
-    license_: str | None, accept_license_risk: bool, resume: bool, cleanup: bool,
+    license_: str | None, accept_license_risk: bool, resume: bool, cleanup: bool, diagnostics: bool,
     on: str, flavor: str | None, timeout: str | None, image: str | None, yes: bool, dry_run: bool,
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
@@ -66,7 +67,7 @@ def command(
         accept_license_risk=accept_license_risk,
     )  # fmt: skip
     with _signals.terminable(), _output.progress(quiet=quiet or as_json) as progress:
-        result = api.push(loaded, target, options=settings, resume=resume, progress=progress)
+        result = api.push(loaded, target, options=settings, resume=resume, diagnostics=diagnostics, progress=progress)
     _output.problems(result.plan.problems, quiet=quiet)
     if result.license is not None and not as_json:
         _output.license_check(result.license, quiet=quiet)
