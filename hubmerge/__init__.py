@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hubmerge.coding import decode_tensors, encode_tensors
     from hubmerge.memory import merge_tensors
     from hubmerge.recipe import Recipe
+    from hubmerge.reproduction import reproduce
 
 # Resolved on first use: `import hubmerge` must stay free of torch, transformers and huggingface_hub.
 _WHERE = {
@@ -28,6 +29,7 @@ _WHERE = {
     "plan": "hubmerge.api",
     "push": "hubmerge.api",
     "remove_task": "hubmerge.bundles.api",
+    "reproduce": "hubmerge.reproduction",
     "retrieve_task": "hubmerge.bundles.api",
     "verify": "hubmerge.api",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "plan",
     "push",
     "remove_task",
+    "reproduce",
     "retrieve_task",
     "verify",
 ]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import ValidationError
 
 from hubmerge.errors import IntegrityError, SourceError, UsageError, VerificationError
 from hubmerge.io import threads
+from hubmerge.io.local import FileSource, sha256_of
 from hubmerge.lock import LOCK_NAME, Lock, OutputDigest, loads
 from hubmerge.markdown import one_line
 from hubmerge.recipe.refs import ModelRef
-from hubmerge.spec import FileSpec
+from hubmerge.spec import ByteSource, FileSpec
 
 if TYPE_CHECKING:
     from hubmerge.hub import Hub
@@ -149,6 +151,45 @@ def verify(target: str | Path, hub: Hub | None = None, *, deep: bool = False) ->
         UsageError: The target is neither.
         AccessError: The repository is missing or not accessible.
     """
+    place = open_place(target, hub)
+    return _compare(place, deep=deep)
+
+
+# --- the two kinds of place -------------------------------------------------------------------------------------
+
+
+class Place(Protocol):
+    """Where a published model lies."""
+
+    @property
+    def name(self) -> str:
+        """How to call it."""
+
+    @property
+    def commit(self) -> str | None:
+        """Which commit it is; None for a folder."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Of its files."""
+
+    def read_lock(self) -> bytes:
+        """The text of its lock."""
+
+    def digest(self, file: OutputDigest, *, deep: bool) -> tuple[str, bool]:
+        """Digest of a file that has the size the lock says, and whether its bytes were read for it."""
+
+    def open(self, path: str) -> ByteSource:
+        """One of its files."""
+
+
+def open_place(target: str | Path, hub: Hub | None = None) -> Place:
+    """A local folder, or ``repo`` or ``repo@revision`` on the Hub.
+
+    Raises:
+        UsageError: It is neither.
+        AccessError: The repository is missing or not accessible.
+    """
     try:
         ref = ModelRef.parse(str(target))
     except ValidationError as e:
@@ -157,36 +198,57 @@ def verify(target: str | Path, hub: Hub | None = None, *, deep: bool = False) ->
             f"cannot verify {str(target)!r}: {reason}", hint="give a folder, or org/name[@revision]"
         ) from e
     if ref.is_local or isinstance(target, Path):
-        return _verify_folder(Path(target).expanduser())
+        return _Folder(Path(target).expanduser())
     if hub is None:
         from hubmerge.hub import Hub
 
         hub = Hub()
-    return _verify_repo(ref.repo, ref.revision, hub, deep=deep)
+    return _Repo(ref.repo, ref.revision, hub)
 
 
-# --- the two kinds of place -------------------------------------------------------------------------------------
+def lock_of(place: Place) -> Lock:
+    """Its lock.
+
+    Raises:
+        VerificationError: There is none, or none that can be read.
+    """
+    return _parse(_lock_text(place), place.name)
 
 
-def _verify_folder(folder: Path) -> Report:
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder", hint="give a folder with a merged model, or org/name[@revision]")
-    present = {p.relative_to(folder).as_posix(): p.stat().st_size for p in _files(folder)}
+def _lock_text(place: Place) -> bytes:
+    if LOCK_NAME not in place.sizes:
+        raise VerificationError(
+            f"{place.name}: has no {LOCK_NAME}",
+            hint="hubmerge did not publish this model, or somebody removed the lock",
+        )
+    return place.read_lock()
 
-    def read_lock() -> bytes:
-        path = folder / LOCK_NAME
-        if path.stat().st_size > _MAX_LOCK_BYTES:
-            raise VerificationError(f"{path}: {path.stat().st_size} bytes is too large for a lock")
+
+class _Folder:
+    commit = None
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise UsageError(
+                f"{folder}: no such folder", hint="give a folder with a merged model, or org/name[@revision]"
+            )
+        self.name, self._folder = str(folder), folder
+        self.sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in _files(folder)}
+
+    def read_lock(self) -> bytes:
+        path = self._folder / LOCK_NAME
+        if self.sizes[LOCK_NAME] > _MAX_LOCK_BYTES:
+            raise VerificationError(f"{path}: {self.sizes[LOCK_NAME]} bytes is too large for a lock")
         return path.read_bytes()
 
-    def digest(file: OutputDigest) -> tuple[str, bool]:
+    def digest(self, file: OutputDigest, *, deep: bool) -> tuple[str, bool]:
         try:
-            with (folder / file.path).open("rb") as f:
-                return hashlib.file_digest(f, "sha256").hexdigest(), True
+            return sha256_of(self._folder / file.path), True
         except OSError as e:
-            raise SourceError(f"{folder / file.path}: cannot be read: {e.strerror}") from e
+            raise SourceError(f"{self._folder / file.path}: cannot be read: {e.strerror}") from e
 
-    return _compare(str(folder), None, present, read_lock, digest)
+    def open(self, path: str) -> ByteSource:
+        return FileSource(self._folder / path, self.sizes[path])
 
 
 def _files(folder: Path) -> Iterable[Path]:
@@ -196,62 +258,46 @@ def _files(folder: Path) -> Iterable[Path]:
         yield from (p for name in sorted(names) if (p := Path(root, name)).is_file())
 
 
-def _verify_repo(repo: str, revision: str | None, hub: Hub, *, deep: bool) -> Report:
-    commit = hub.pin(repo, revision)
-    specs: Mapping[str, FileSpec] = {f.path: f for f in hub.list_files(repo, commit)}
+class _Repo:
+    def __init__(self, repo: str, revision: str | None, hub: Hub) -> None:
+        self.name, self._hub = repo, hub
+        self.commit: str = hub.pin(repo, revision)
+        self._files: Mapping[str, FileSpec] = {f.path: f for f in hub.list_files(repo, self.commit)}
+        self.sizes = {path: spec.size_bytes for path, spec in self._files.items()}
 
-    def digest(file: OutputDigest) -> tuple[str, bool]:
-        spec = specs[file.path]
+    def read_lock(self) -> bytes:
+        return self._hub.read_small(self.name, self.commit, LOCK_NAME)
+
+    def digest(self, file: OutputDigest, *, deep: bool) -> tuple[str, bool]:
+        spec = self._files[file.path]
         if spec.sha256 is None:
-            return hashlib.sha256(hub.read_small(repo, commit, file.path)).hexdigest(), True
+            return hashlib.sha256(self._hub.read_small(self.name, self.commit, file.path)).hexdigest(), True
         # A list that already disagrees needs no reading to be wrong.
         if not deep or spec.sha256 != file.sha256:
             return spec.sha256, False
-        return _stream_digest(hub, repo, commit, spec), True
+        return self._read_digest(spec), True
 
-    present = {path: spec.size_bytes for path, spec in specs.items()}
-    return _compare(repo, commit, present, lambda: hub.read_small(repo, commit, LOCK_NAME), digest)
+    def _read_digest(self, spec: FileSpec) -> str:
+        total = hashlib.sha256()
+        buffer = memoryview(bytearray(min(_BLOCK_BYTES, spec.size_bytes)))
+        with closing(self.open(spec.path)) as source:
+            for start in range(0, spec.size_bytes, _BLOCK_BYTES):
+                part = buffer[: min(_BLOCK_BYTES, spec.size_bytes - start)]
+                source.read_into(start, part)
+                total.update(part)
+        return total.hexdigest()
 
-
-def _stream_digest(hub: Hub, repo: str, commit: str, spec: FileSpec) -> str:
-    total = hashlib.sha256()
-    buffer = memoryview(bytearray(min(_BLOCK_BYTES, spec.size_bytes)))
-    source = hub.open(repo, commit, spec)
-    try:
-        for start in range(0, spec.size_bytes, _BLOCK_BYTES):
-            part = buffer[: min(_BLOCK_BYTES, spec.size_bytes - start)]
-            source.read_into(start, part)
-            total.update(part)
-    finally:
-        source.close()
-    return total.hexdigest()
+    def open(self, path: str) -> ByteSource:
+        return self._hub.open(self.name, self.commit, self._files[path])
 
 
 # --- comparing --------------------------------------------------------------------------------------------------
 
 
-def _compare(
-    target: str,
-    commit: str | None,
-    present: Mapping[str, int],
-    read_lock: Callable[[], bytes],
-    digest: Callable[[OutputDigest], tuple[str, bool]],
-) -> Report:
-    """Compare a listing with the lock in it.
-
-    Args:
-        target: How to call the place.
-        commit: Its commit, if it has one.
-        present: Sizes of the files there.
-        read_lock: Reads the lock.
-        digest: The digest of a file that has the right size, and whether its bytes were read for it.
-    """
-    if LOCK_NAME not in present:
-        raise VerificationError(
-            f"{target}: has no {LOCK_NAME}", hint="hubmerge did not publish this model, or somebody removed the lock"
-        )
-    text = read_lock()
-    lock = _parse(text, target)
+def _compare(place: Place, *, deep: bool) -> Report:
+    """Compare a place with the lock in it."""
+    text = _lock_text(place)
+    lock, present = _parse(text, place.name), place.sizes
 
     def check(file: OutputDigest) -> tuple[Mismatch | None, int]:
         expected = Found(file.size_bytes, file.sha256)
@@ -259,7 +305,7 @@ def _compare(
             return Mismatch(file.path, "missing", expected, None), 0
         if present[file.path] != file.size_bytes:
             return Mismatch(file.path, "changed", expected, Found(present[file.path])), 0
-        found, was_read = digest(file)
+        found, was_read = place.digest(file, deep=deep)
         read_bytes = file.size_bytes if was_read else 0
         if found != file.sha256:
             return Mismatch(file.path, "changed", expected, Found(file.size_bytes, found)), read_bytes
@@ -270,8 +316,8 @@ def _compare(
     others = sorted(present.keys() - {f.path for f in lock.outputs} - {LOCK_NAME, ".gitattributes"})
     extra = [Mismatch(p, "extra", None, Found(present[p])) for p in others if _is_loadable(p)]
     return Report(
-        target=target,
-        commit=commit,
+        target=place.name,
+        commit=place.commit,
         lock_sha256=hashlib.sha256(text).hexdigest(),
         files=len(lock.outputs),
         size_bytes=sum(f.size_bytes for f in lock.outputs),
