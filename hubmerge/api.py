@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from hubmerge.output import FolderSink, Written
 from hubmerge.planning import build_plan
 from hubmerge.plots import as_files
 from hubmerge.publish import Publisher, PublishOptions, ShardByShard
+from hubmerge.quantities import size as size_of
 from hubmerge.recipe import Recipe
 from hubmerge.resolve import pin_recipe
 from hubmerge.spec import Plan, Truncation
@@ -90,6 +92,8 @@ class Result:
     """What a merged adapter lost to its rank."""
     license: Decision | None = None
     """What the check of the parents' licences says."""
+    peaks: Mapping[str, int] = field(default_factory=dict)
+    """The most that was held at a time: peak_rss_bytes, and peak_disk_bytes beside what a folder holds in the end."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -100,7 +104,7 @@ class Result:
             "plan_sha256": self.plan.digest,
             "files": [asdict(f) for f in self.files],
             "timings": dict(self.timings),
-            "peak_rss_bytes": peak_rss_bytes(),
+            **self.peaks,
             "truncation": asdict(self.truncation) if self.truncation else None,
             "license_check": self.license.to_json() if self.license else None,
             "problems": [asdict(p) for p in self.plan.problems],
@@ -112,7 +116,8 @@ class Result:
         where = f"{self.url} (commit {self.commit[:TAG_LENGTH]})" if self.url and self.commit else str(self.path)
         lost = f"\n{self.truncation}" if self.truncation else ""
         shown = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-        return f"{where}: {shown} in {self.timings['total_s']:.1f} s{lost}"
+        held = f"{size_of(self.peaks['peak_rss_bytes'])} of memory and {size_of(self.peaks['peak_disk_bytes'])} of disk"
+        return f"{where}: {shown} in {self.timings['total_s']:.1f} s, with at most {held} at a time{lost}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +174,7 @@ def report(recipe: Recipe, *, options: RunOptions | None = None, hub: Hub | None
     options = options or RunOptions()
     devices = device_map(found, options.device, options.device_memory_bytes)
     tuning = _tuning(found, options, devices, remote=remote)
+    Inputs(found, hub or Hub(), options.fetch, options.max_disk_bytes).close()  # refuses what the disk cannot hold
     return PlanReport(
         plan=found,
         footprint=footprint_of(found, tuning, devices, remote=remote),
@@ -207,7 +213,7 @@ def merge(
     work = _resumable(planned, recipe, resume=resume)
     with (
         FolderSink(Path(out), work.tag, needed, overwrite=overwrite, work=work) as sink,
-        Inputs(planned, hub, options.fetch, options.max_disk_bytes) as inputs,
+        Inputs(planned, hub, options.fetch, options.max_disk_bytes, needed) as inputs,
     ):
         truncation = _run(planned, inputs, sink, options, progress, meter)
         clock.lap("merge_s")
@@ -217,7 +223,8 @@ def merge(
         sink.commit(files)
         written = _all_written(sink.written, files)
     clock.lap("publish_s")
-    return Result(planned, written, clock.timings(), path=sink.out, truncation=truncation, license=terms)
+    peaks = _peaks(inputs.stored_bytes)
+    return Result(planned, written, clock.timings(), path=sink.out, truncation=truncation, license=terms, peaks=peaks)
 
 
 def push(
@@ -256,10 +263,12 @@ def push(
     )
     meter = _meter(planned, recipe, options) if diagnostics else None
     work = _resumable(planned, recipe, resume=resume)
+    shard = max((o.size_bytes for o in planned.outputs), default=0)
+    for_inputs = None if options.max_disk_bytes is None else options.max_disk_bytes - shard
     with (
         tempfile.TemporaryDirectory(prefix="hubmerge-") as folder,
         Publisher(hub, target.repo, publishing, work) as publisher,
-        Inputs(planned, hub, options.fetch, options.max_disk_bytes) as inputs,
+        Inputs(planned, hub, options.fetch, for_inputs, shard) as inputs,
     ):
         clock.lap("plan_s")
         sink = ShardByShard(Path(folder), publisher, planned.outputs, options.max_disk_bytes)
@@ -444,8 +453,13 @@ def _all_written(written: list[Written], files: Mapping[str, bytes]) -> tuple[Wr
     return tuple(sorted([*written, *small], key=lambda w: w.path))
 
 
+def _peaks(disk_bytes: int) -> dict[str, int]:
+    """What ``Result`` says of memory and disk."""
+    return {"peak_rss_bytes": peak_rss_bytes(), "peak_disk_bytes": disk_bytes}
+
+
 def peak_rss_bytes() -> int:
     """The most memory this process has held."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

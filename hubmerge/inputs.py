@@ -17,6 +17,7 @@ from hubmerge import adapters
 from hubmerge.errors import BudgetError, SourceError
 from hubmerge.io.checked import Ahead, CheckedSource
 from hubmerge.io.local import FileSource
+from hubmerge.quantities import size
 from hubmerge.spec import AdapterPart, ByteSource, LowRank, PinnedModel, TensorSpec
 
 if TYPE_CHECKING:
@@ -51,9 +52,21 @@ class Inputs:
         hub: How to reach those that are not folders.
         fetch: ``stream`` never stores an input; ``cache`` downloads into the Hugging Face cache; ``auto`` uses what
             the cache has, downloads if the disk has room to spare, and streams otherwise.
+        max_disk_bytes: What all downloads together may take of the disk.
+        output_bytes: What the output will take of the disk: room for it is left, as on one disk with the cache.
+
+    Raises:
+        BudgetError: With ``cache``, the downloads do not fit.
     """
 
-    def __init__(self, plan: Reads, hub: Hub, fetch: Fetch = "auto", max_disk_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        plan: Reads,
+        hub: Hub,
+        fetch: Fetch = "auto",
+        max_disk_bytes: int | None = None,
+        output_bytes: int = 0,
+    ) -> None:
         self._plan = plan
         self._hub = hub
         self._open: dict[tuple[int, str], ByteSource] = {}
@@ -62,7 +75,20 @@ class Inputs:
         self._lock = threading.Lock()
         self._ahead = Ahead()
         self._wanted = {s: self._read_of(s) for s in range(-1, len(plan.models))}
-        self._stream = {s: self._streams(s, fetch, max_disk_bytes) for s in range(-1, len(plan.models))}
+        self._room_bytes = _free_bytes(hub) - output_bytes
+        if max_disk_bytes is not None:
+            self._room_bytes = min(self._room_bytes, max_disk_bytes)
+        self.stored_bytes = 0
+        """What was downloaded into the cache so far."""
+        self._stream = {s: self._streams(s, fetch) for s in range(-1, len(plan.models))}
+        missing = sorted({plan.pinned(s).repo for s in self._stream if self._missing_bytes(s)})
+        if fetch == "cache" and missing and self._room_bytes < 0:
+            raise BudgetError(
+                f"{', '.join(missing)}: {size(sum(map(self._missing_bytes, self._stream)))} to download, "
+                f"{size(-self._room_bytes)} more than the disk has room for, or than may be used of it",
+                hint="give --fetch stream, which stores no input; or free some space, or raise --max-disk, "
+                f"by {size(-1.005 * self._room_bytes)}",
+            )
 
     def __enter__(self) -> Inputs:
         return self
@@ -94,27 +120,27 @@ class Inputs:
                 found.add(given)
         return found
 
-    def _streams(self, source: int, fetch: Fetch, max_disk_bytes: int | None) -> bool:
-        """Whether a model is read over the network while merging."""
+    def _missing_bytes(self, source: int) -> int:
+        """What reading a model from the cache would have to download."""
+        model = self._plan.pinned(source)
+        if model.commit is None:
+            return 0
+        files = {tensor.file for tensor in self._wanted[source]}
+        missing = (f for f in files if self._hub.cached_path(model.repo, model.commit, f) is None)
+        return sum(model.files[f].size_bytes for f in missing)
+
+    def _streams(self, source: int, fetch: Fetch) -> bool:
+        """Whether a model is read over the network while merging; if not, what it takes of the disk is set aside."""
         model = self._plan.pinned(source)
         if model.commit is None:
             return False
         if fetch == "stream":
             return model.adapter is None
-        files = {tensor.file for tensor in self._wanted[source]}
-        missing = [f for f in files if self._hub.cached_path(model.repo, model.commit, f) is None]
-        size = sum(model.files[f].size_bytes for f in missing)
-        folder = Path(self._hub.cache_dir) if self._hub.cache_dir else Path.home()
-        while not folder.exists():
-            folder = folder.parent
-        room = shutil.disk_usage(folder).free - _DISK_MARGIN_BYTES
-        room = min(room, max_disk_bytes) if max_disk_bytes is not None else room
-        if fetch == "cache" and size > room:
-            raise BudgetError(
-                f"{model.repo}: {size / 1e9:.1f} GB to download, {max(room, 0) / 1e9:.1f} GB of disk to use",
-                hint="give --fetch stream, which stores no input",
-            )
-        return fetch == "auto" and size > room / (len(self._plan.models) + 1)
+        needed = self._missing_bytes(source)
+        if fetch == "auto" and needed > max(self._room_bytes, 0) / (len(self._plan.models) - source):
+            return True  # what there is, is shared among those still to come
+        self._room_bytes -= needed
+        return False
 
     def unchecked(self) -> tuple[str, ...]:
         """Streamed files whose digest could not be compared: they were not read whole, or not in their order."""
@@ -159,6 +185,8 @@ class Inputs:
         if path is None:
             log.info("downloading %s from %s", file, model.repo)
             path = self._hub.download(model.repo, model.commit, file)
+            with self._lock:
+                self.stored_bytes += spec.size_bytes
         return FileSource(path, spec.size_bytes)
 
     def read_small(self, source: int, path: str) -> bytes:
@@ -209,3 +237,11 @@ def read_small(model: PinnedModel, hub: Hub, path: str) -> bytes:
         return (Path(model.root) / path).read_bytes()
     assert model.commit is not None
     return hub.read_small(model.repo, model.commit, path)
+
+
+def _free_bytes(hub: Hub) -> int:
+    """What downloads may take of the disk that the cache is on; some is left for others."""
+    folder = Path(hub.cache_dir)
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free - _DISK_MARGIN_BYTES

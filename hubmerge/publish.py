@@ -15,6 +15,7 @@ from typing import Self
 from hubmerge.errors import BudgetError, HubMergeError, IntegrityError, PublishError, SpoiledError, UsageError
 from hubmerge.hub import CommitInfo, Hub, StagedFile
 from hubmerge.journal import Resumable, Written
+from hubmerge.quantities import size
 from hubmerge.spec import OutputFile
 from hubmerge.staging import Stage
 from hubmerge.target import PublishOptions, State, inspect, published_before
@@ -270,14 +271,19 @@ class ShardByShard:
         self._room = threading.Semaphore(at_once)
         self.written: list[Written] = list(publisher.done)
         """The files that are finished; from the start, those of earlier runs."""
+        self.peak_bytes = 0
+        """The most that has been on the disk at a time."""
+        self._held_bytes = 0
+        self._lock = threading.Lock()
         done = {w.path for w in self.written}
         largest = sum(sorted((o.size_bytes for o in outputs if o.path not in done), reverse=True)[:at_once])
         free = shutil.disk_usage(folder).free
         limit = free if max_disk_bytes is None else min(free, max_disk_bytes)
         if largest > limit:
             raise BudgetError(
-                f"{folder}: {largest / 1e9:.2f} GB are needed at a time, {limit / 1e9:.2f} GB may be used",
-                hint="set a smaller output.shard_size (--shard-size), or TMPDIR to a larger disk",
+                f"{folder}: {size(largest)} are needed at a time, {size(limit)} may be used",
+                hint=f"set output.shard_size (--shard-size) to at most {size(0.995 * limit / at_once)}, "
+                f"or TMPDIR to a larger disk, or --max-disk to {size(1.005 * largest)}",
             )
 
     def path(self, output: OutputFile, stopped: Callable[[], bool]) -> Path | None:
@@ -285,6 +291,7 @@ class ShardByShard:
         while not self._room.acquire(timeout=0.1):
             if stopped():
                 return None
+        self._hold(output.size_bytes)
         path = self._folder / output.path
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -295,7 +302,13 @@ class ShardByShard:
             self._publisher.shard_done(path, output.path, sha256, output.size_bytes)
             self.written.append(Written(output.path, output.size_bytes, sha256))
         finally:
+            self._hold(-output.size_bytes)
             self._room.release()
+
+    def _hold(self, size_bytes: int) -> None:
+        with self._lock:
+            self._held_bytes += size_bytes
+            self.peak_bytes = max(self.peak_bytes, self._held_bytes)
 
 
 __all__ = ["PublishOptions", "PublishedInfo", "Publisher", "ShardByShard"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from hubmerge.devices import LANE_THREADS, DeviceMap
 from hubmerge.errors import BudgetError
 from hubmerge.footprint import Footprint, footprint
+from hubmerge.quantities import size
 from hubmerge.ranking import GRAIN
 from hubmerge.spec import Plan
 
@@ -77,9 +78,9 @@ def tuned(
         smaller = _smaller(found)
         if smaller is None:
             raise BudgetError(
-                f"this merge needs about {needed / 1e9:.2f} GB of memory with one worker, "
-                f"{max_memory_bytes / 1e9:.2f} GB are allowed",
-                hint="raise --max-memory, or merge fewer models",
+                f"this merge needs about {size(needed)} of memory with one worker, "
+                f"{size(max_memory_bytes)} are allowed",
+                hint=f"raise --max-memory to {size(needed * 1.005)}, or merge fewer models",
             )
         found = smaller
     return found

@@ -32,11 +32,19 @@ def command(
             _output.data(_render(report))
             for line in report.devices.notes:
                 _output.note(line)
+            _note_disk(report.footprint.largest_output_bytes, settings.max_disk_bytes)
         _output.problems(report.plan.problems, quiet=quiet)
     errors = [p for p in report.plan.problems if p.severity == "error"]
     if errors:
         count = f"{len(errors)} problem{'s' * (len(errors) > 1)}"
         raise PlanError(f"{count} to solve before this can be merged", hint="solve what is listed above and plan again")
+
+
+def _note_disk(shard_bytes: int, allowed_bytes: int | None) -> None:
+    """A folder does not count as disk that is used, but a push needs room for a shard."""
+    if allowed_bytes is not None and shard_bytes > allowed_bytes:
+        needed, allowed = _output.size(shard_bytes), _output.size(allowed_bytes)
+        _output.note(f"a push needs {needed} of disk at a time: more than {allowed}; give it --shard-size {allowed}")
 
 
 def _render(report: Any) -> str:
