@@ -21,7 +21,7 @@ demo: $(VENV)/.demo-ready  ## Train five small models, merge them three ways on 
 	$(BIN)/python -m examples.demo.run --workdir "$(WORKDIR)"
 
 test: $(VENV)/.test-ready  ## Run the tests.
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-all: $(VENV)/.test-ready  ## Run all tests, the slow ones too.
 	$(BIN)/python -m pytest -q -m "slow or not slow"
