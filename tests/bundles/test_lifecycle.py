@@ -232,6 +232,7 @@ def test_other_files_stay(models: Path, tmp_path: Path) -> None:
         "bundle-00001-of-00001.safetensors", "tasks/0.safetensors", "tasks/2.safetensors", "heads/a.config.json",
         "heads/c.safetensors", "heads/c.config.json", "config.json", "README.md", "hubmerge.yaml",
         "hubmerge_bundle.json", "hubmerge.lock.json", ".git/objects/ab", "notes/plot.png",
+        "licenses/apache-2.0.txt",
     }  # fmt: skip
     report = support.hubmerge("verify", place)
     assert report.code == 0
