@@ -17,20 +17,34 @@ from hypothesis import strategies as st
 from torch import nn
 
 from examples.demo.data import BLOCK_SIZE, IMAGE_SIZE, SPLITS, _equal_contrast
+from hubmerge.codecs import all_codecs
 from hubmerge.memory import merge_tensors
 from hubmerge.methods import all_methods
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import quality_bundles  # noqa: E402
 import quality_merge  # noqa: E402
 import quality_models  # noqa: E402
 import quality_tasks  # noqa: E402
+from quality_bundles import EXACT, PACKINGS, Fidelity, pack_and_unpack, packings  # noqa: E402
 from quality_geometry import mean_cosine, measure_geometry, singular_task_interference  # noqa: E402
 from quality_merge import contenders, merge  # noqa: E402
-from quality_models import KINDS, SCALES, Exam, Suite, encoder_of, fit_head, moved, state_of, train_suite  # noqa: E402
-from quality_report import order_sheet, sheets, to_markdown  # noqa: E402
-from quality_study import Field, Outcome, Study, at_scale, tune  # noqa: E402
+from quality_models import (  # noqa: E402
+    KINDS,
+    SCALES,
+    Exam,
+    State,
+    Suite,
+    encoder_of,
+    fit_head,
+    moved,
+    state_of,
+    train_suite,
+)
+from quality_report import GUESSING, bundles_sheet, order_sheet, sheets, storage_sheet, to_markdown  # noqa: E402
+from quality_study import Field, Outcome, Recovery, Study, at_scale, choose_lambda, own_scores, tune  # noqa: E402
 from quality_tasks import TASKS, Pictures, load_pictures  # noqa: E402
 
 law = settings(deadline=None, derandomize=True, max_examples=25)
@@ -217,25 +231,133 @@ def test_scales_that_are_equally_good_leave_the_one_nearest_to_the_default(suite
     assert tune(contender, still, suite, exam, goal, grid_step=4) == 0.1  # of 0.1, 0.5, 0.9
 
 
-def test_the_best_scale_is_the_best_on_the_exam(suite: Suite) -> None:
-    """Two images and a delta that points from one class to the other: only half the scales get both right."""
-    contender = next(c for c in contenders() if c.method == "task_arithmetic")
-    task = TASKS[0].name
+BIAS = "layernorm.bias"
+
+
+def two_classes(suite: Suite, feature: float) -> State:
+    """The base with its first feature moved there, as found for an empty picture."""
+    base = {**suite.base, BIAS: suite.base[BIAS].clone()}
+    with torch.no_grad():
+        features = encoder_of(base)(pixel_values=torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)).last_hidden_state[0, 0]
+    base[BIAS][0] += feature - float(features[0])
+    return base
+
+
+def push(base: State, length: float) -> State:
+    """A delta that moves the first feature so far."""
+    delta = {name: torch.zeros_like(tensor) for name, tensor in base.items()}
+    delta[BIAS][0] = length
+    return delta
+
+
+def by_sign() -> nn.Linear:
+    """A head that says whether the first feature is positive."""
     head = nn.Linear(128, 2)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     head.weight.data[1, 0] = 1.0
-    bias = "layernorm.bias"
-    base = {**suite.base, bias: suite.base[bias].clone()}
-    pixels = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
-    with torch.no_grad():
-        first = float(encoder_of(base)(pixel_values=pixels).last_hidden_state[0, 0, 0])
-    base[bias][0] -= first + 0.65  # the feature is now -0.65; a delta of 1 takes it above 0 from scale 0.7 on
-    delta = {name: torch.zeros_like(tensor) for name, tensor in base.items()}
-    delta[bias][0] = contender.scale
-    exam = Exam({task: (pixels, torch.tensor([1]))})
-    pushed = replace(suite, base=base, heads={task: head})
+    return head
+
+
+def test_the_best_scale_is_the_best_on_the_exam(suite: Suite) -> None:
+    """A picture of class 1, and a feature that is positive from scale 0.7 on."""
+    contender = next(c for c in contenders() if c.method == "task_arithmetic")
+    task, base = TASKS[0].name, two_classes(suite, -0.65)
+    delta = push(base, contender.scale)
+    exam = Exam({task: (torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE), torch.tensor([1]))})
+    pushed = replace(suite, base=base, heads={task: by_sign()})
     assert tune(contender, delta, pushed, exam, {task: 1.0}, grid_step=1) == 0.7
+
+
+# --- bundles ----------------------------------------------------------------------------------------------------
+
+peft_warns = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+BY_LABEL = {packing.label: packing for packing in PACKINGS}
+
+
+@pytest.fixture
+def three(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """Three tasks only, which are bundled sooner."""
+    monkeypatch.setattr(quality_bundles, "TASKS", TASKS[:3])
+    return replace(suite, deltas={kind: deltas[:3] for kind, deltas in suite.deltas.items()})
+
+
+def test_every_codec_is_bundled_exactly_and_in_int8() -> None:
+    assert {p.codec for p in PACKINGS} == {c.name for c in all_codecs()}
+    assert len(BY_LABEL) == len(PACKINGS)
+    for packing in PACKINGS:
+        assert packing.storages[0] == EXACT
+        assert packing.whole or "int8" in packing.storages
+        assert all(packing.whole or 1.0 in packing.grid(kind) for kind in packing.kinds)
+    assert BY_LABEL["PSP"].grid("full") == ()
+    assert {p.label for p in packings("lora")} == {"STA", "TA+Shuffle", "STA+Shuffle", "tsv_compress"}
+
+
+@peft_warns
+@pytest.mark.parametrize(("label", "kind"), [("STA+Shuffle", "full"), ("STA+Shuffle", "lora"), ("emr", "full")])
+def test_a_lambda_tried_without_retrieving_is_what_retrieving_gives(three: Suite, label: str, kind: str) -> None:
+    (whole, _), (half, _) = (pack_and_unpack(BY_LABEL[label], three, kind, EXACT, scale=scale) for scale in (None, 0.5))
+    for task, (one, other) in enumerate(zip(whole, half, strict=True)):
+        assert any(bool((one[name] != whole[task - 1][name]).any()) for name in one)
+        for name, tensor in other.items():
+            torch.testing.assert_close(0.5 * one[name], tensor, rtol=0, atol=1e-6)
+
+
+@peft_warns
+def test_the_leading_singular_vectors_of_an_adapter_are_the_adapter(three: Suite) -> None:
+    """Rank 8 of 42 that are kept: nothing is left out, and it takes as much as the adapters do."""
+    deltas, fidelity = pack_and_unpack(BY_LABEL["tsv_compress"], three, "lora", EXACT)
+    for found, true in zip(deltas, three.deltas["lora"], strict=True):
+        for name, tensor in true.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+    assert fidelity.theory == pytest.approx(0, abs=1e-6)
+    assert fidelity.per_models == pytest.approx(1, abs=0.02)
+
+
+def test_fidelity_is_that_of_the_deltas_and_files(three: Suite) -> None:
+    deltas, fidelity = pack_and_unpack(BY_LABEL["STA+Shuffle"], three, "full", "int8")
+    errors, theories = [], []
+    energies = [sum(float(d.double().square().sum()) for d in delta.values()) for delta in three.deltas["full"]]
+    for found, true, energy in zip(deltas, three.deltas["full"], energies, strict=True):
+        missed = sum(float((found[name] - true[name]).double().square().sum()) for name in true)
+        errors.append(missed / energy)
+        theories.append((sum(energies) - energy) / energy)
+    assert fidelity.error == pytest.approx(sum(errors) / 3, rel=1e-4)
+    assert fidelity.theory == pytest.approx(sum(theories) / 3, rel=1e-4)
+    assert fidelity.error == pytest.approx(fidelity.theory, rel=0.2)
+    # 8.25 bits instead of 32, and besides it the heads and the files' headers.
+    assert fidelity.per_base == pytest.approx(8.25 / 32, abs=0.03)
+    assert fidelity.per_models == pytest.approx(fidelity.per_base / 3, rel=0.01)
+
+
+def test_superposed_whole_weights_differ_in_their_signs_alone(three: Suite) -> None:
+    """Of three nearly equal weights one is left where two tasks' signs differ, and for one of them it is wrong."""
+    deltas, fidelity = pack_and_unpack(BY_LABEL["PSP"], three, "full", EXACT)
+    first, *others = (moved(three.base, delta) for delta in deltas)
+    total = sum(float(tensor.double().square().sum()) for tensor in first.values())
+    for other in others:
+        for name, tensor in other.items():
+            torch.testing.assert_close(tensor.abs(), first[name].abs(), rtol=0, atol=1e-5)
+        apart = sum(float((other[n] - first[n]).double().square().sum()) for n in first)
+        assert apart == pytest.approx(2 / 3 * total, rel=0.1)
+    assert fidelity.theory == pytest.approx(2, rel=0.01)
+    assert 1.5 < fidelity.error < 2.5
+
+
+def test_every_task_is_asked_of_its_own_model(suite: Suite) -> None:
+    """Pictures of class 0; the first task's delta makes class 1 of it, from λ = 0.7 on."""
+    base = two_classes(suite, -0.65)
+    deltas = [push(base, 1.0 if number == 0 else 0.0) for number in range(len(TASKS))]
+    names = [task.name for task in TASKS]
+    picture = (torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE), torch.tensor([0]))
+    exam = Exam(dict.fromkeys(names, picture))
+    still = [push(base, 0.0) for _ in TASKS]
+    pushed = replace(suite, base=base, heads=dict.fromkeys(names, by_sign()), deltas={"full": still})
+    assert own_scores(pushed, deltas, exam) == {**dict.fromkeys(names, 1.0), names[0]: 0.0}
+    # Of 0.1, 0.4, 0.7 and 1, the first two are right.
+    assert choose_lambda(BY_LABEL["STA"], deltas, pushed, "full", exam, grid_step=3) == 0.4
+    assert choose_lambda(BY_LABEL["STA"], still, pushed, "full", exam, grid_step=3) == 1.0
+    assert choose_lambda(BY_LABEL["PSP"], deltas, pushed, "full", exam, grid_step=1) is None
 
 
 # --- the report -------------------------------------------------------------------------------------------------
@@ -263,6 +385,34 @@ def test_the_order_is_judged_by_the_mean_over_seeds() -> None:
     assert rows["drm, not renormalised < drm"] == ("+5.0", "2 of 2", "+5.0", "2 of 2")
 
 
+def with_bundles(seed: int, **scores: dict[str, float]) -> Study:
+    """The same for bundles: label -> storage -> score at λ = 1; at the best λ it is 5 points more."""
+    plain = study(seed, **ASCENDING)
+
+    def recovery(score: float) -> Recovery:
+        default, best = (dict.fromkeys(GUESSING, 0.5 * s) for s in (score, score + 0.05))
+        return Recovery(default, best, 0.4, Fidelity(error=7.5 + seed, theory=7.0, per_base=0.26, per_models=0.0325))
+
+    bundles = {label: {form: recovery(score) for form, score in forms.items()} for label, forms in scores.items()}
+    return replace(plain, fields={kind: replace(field, bundles=bundles) for kind, field in plain.fields.items()})
+
+
+def test_storage_is_compared_with_float32_of_the_same_seed() -> None:
+    forms = [{"float32": 0.9, "int8": 0.89}, {"float32": 0.8, "int8": 0.82}]
+    studies = [with_bundles(seed, STA=scores) for seed, scores in enumerate(forms)]
+    gap = "+0.50 (-1.00 to +2.00)"
+    assert storage_sheet(studies, "full").rows == [("STA", "int8", gap, gap, "0.26", "0.03", "8")]
+
+
+def test_bundles_are_shown_in_float32_beside_guessing_and_the_base() -> None:
+    studies = [with_bundles(seed, STA={"float32": 0.9, "int8": 0.1}) for seed in range(2)]
+    guessing, base, sta = bundles_sheet(studies, "full").rows
+    chance = (2 / 2 + 4 / 10 + 1 / 3 + 1 / 6) / 8  # two questions with two answers, four with ten
+    assert guessing[:3] == ("guessing", f"{100 * chance / 0.5:.1f}", "0.0")
+    assert base[:3] == ("base", "50.0", "0.0")
+    assert sta == ("STA", "90.0", "0.0", "95.0", "0.0", "0.4, 0.4", "0.26", "0.03", "8", "7")
+
+
 def test_tables_give_accuracy_as_a_fraction_of_the_fine_tunes() -> None:
     page = to_markdown({"seeds": "0"}, sheets([study(0, **ASCENDING, **{"drm, not renormalised": 0.75})]))
     assert "| the base itself | 50.0 | – |" in page
@@ -287,13 +437,20 @@ def test_the_small_benchmark_runs_and_is_sane(tmp_path: Path) -> None:
         field = found["fields"][kind]
         assert set(field["outcomes"]) == {c.label for c in contenders()}
         assert all(set(o["default"]) == set(o["best"]) == tasks for o in field["outcomes"].values())
+        assert {label: tuple(forms) for label, forms in field["bundles"].items()} == {
+            packing.label: packing.storages for packing in packings(kind)
+        }
+        exact = field["bundles"]["tsv_compress"][EXACT]
+        assert sum(exact["default"].values()) > 0.95 * sum(field["ceiling"].values())
         assert sum(field["ceiling"].values()) > sum(found["base"].values()) + 0.1
         assert 0 < field["geometry"]["cosine"] < 0.5
         assert field["geometry"]["interference"] > 0
         for task in TASKS:
             assert (tmp_path / "work" / "seed-0" / kind / task.name).is_dir()
+    psp = found["fields"]["full"]["bundles"]["PSP"][EXACT]
+    assert sum(psp["default"].values()) < 0.9 * sum(found["base"].values())
     assert "tsv_merge" in run.stdout
-    assert all(c.label in page.read_text() for c in contenders())
+    assert all(row.label in page.read_text() for row in (*contenders(), *PACKINGS))
 
 
 def test_moving_back_restores_the_fine_tune(suite: Suite) -> None:
