@@ -26,7 +26,7 @@ MARKERS = (
 _NAMES = ("surface", "ink", "muted", "grid", "plus", "minus", *(f"s{i}" for i in range(len(MARKERS))))
 _LIGHT = ("#fcfcfb", "#16161d", "#5a5955", "#dedcd5", "#2a78d6", "#d9542b",
           "#2a78d6", "#d9542b", "#14805c", "#a86f00", "#c2417f", "#6b58c9", "#5b6b16", "#8a4a2f")  # fmt: skip
-_DARK = ("#16171b", "#f1f0ec", "#b3b1a9", "#3a3b40", "#4a94ee", "#ef7a52",
+_DARK = ("#16171b", "#f1f0ec", "#b3b1a9", "#3a3b40", "#3a80d2", "#c9592f",
          "#5ba0f2", "#f08a66", "#3cc296", "#e0aa3e", "#ec7fb3", "#a99af5", "#b4c455", "#d99a7c")  # fmt: skip
 
 
