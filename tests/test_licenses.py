@@ -288,6 +288,16 @@ def test_what_the_hub_does_not_list_becomes_a_named_other() -> None:
     assert check(made.terms.front_matter(), {"license": "mit"}).verdict == "allowed"
 
 
+def test_what_nobody_lists_is_a_name_of_the_parents_and_a_mistake_of_the_author() -> None:
+    made = check({"license": "acme-9"}, {"license": "acme-9"})
+    assert made.verdict == "unknown"
+    assert made.terms is not None
+    assert made.terms.front_matter() == {"license": "other", "license_name": "acme-9"}
+    mistaken = check({"license": "mit"}, {"license": "mit"}, own={"license": "apache2"})
+    assert mistaken.terms is not None
+    assert mistaken.terms.front_matter() == {"license": "apache2"}  # which the Hub refuses
+
+
 def test_other_with_one_name_keeps_it_and_links_to_the_first_parents_text() -> None:
     made = check(OTHER, OTHER)
     assert made.verdict == "unknown"

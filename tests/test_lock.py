@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hubmerge
@@ -112,6 +112,7 @@ def test_text_is_read_back_to_an_equal_lock() -> None:
 NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 
 
+@settings(deadline=None, derandomize=True, max_examples=25)
 @given(st.recursive(st.none() | st.booleans() | NUMBERS | st.text(), st.lists, max_leaves=8))
 def test_any_recipe_value_survives(value: Any) -> None:
     asked = make.recipe(BASE, [FT]).normalized() | {"parameters": {"scale": value}}

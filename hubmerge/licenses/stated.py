@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hubmerge.licenses.table import RULES, rank_of
+from hubmerge.licenses.table import RULES, rank_of, rule_of
 from hubmerge.licenses.texts import identify
 
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
@@ -45,8 +45,9 @@ class License:
         return f"{text} ({self.name})" if self.name else text
 
     def front_matter(self) -> dict[str, Any]:
-        """The keys of a card; the Hub takes only what it lists, so others become a named ``other``."""
-        listed = [i for i in self.identifiers if i in RULES or i == "other"]
+        """The keys of a card; the Hub takes only what it lists, so SPDX's others become a named ``other``."""
+        # What nobody lists is a mistake, which the Hub is left to name.
+        listed = [i for i in self.identifiers if i in RULES or i == "other" or rule_of(i) is None]
         if len(listed) < len(self.identifiers):
             return {"license": "other", "license_name": self.name or "-and-".join(self.identifiers)} | self._link()
         one = listed[0] if len(listed) == 1 else listed

@@ -265,6 +265,9 @@ def _agreed(parents: Sequence[Declaration]) -> License | None:
         return None
     if len(stated) > 1 and first.is_other and first.name is None and not (first.link and is_absolute(first.link)):
         return None
+    if any(i != "other" and rule_of(i) is None for i in first.identifiers):
+        # The parents' own invention, which the Hub would not take from anybody else.
+        first = License(("other",), first.name or "-and-".join(first.identifiers), first.link)
     return _absolute(parents[0], first)
 
 
