@@ -8,10 +8,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hubmerge
 from hubmerge import staging
 from hubmerge.card import HUB_URL, CardFacts, render_card
 from hubmerge.devices import DeviceMap, device_map
@@ -27,6 +28,7 @@ from hubmerge.planning import build_plan
 from hubmerge.plots import as_files
 from hubmerge.publish import Publisher, PublishOptions, ShardByShard
 from hubmerge.quantities import size as size_of
+from hubmerge.ranks import ALONE, Ranks
 from hubmerge.recipe import Recipe
 from hubmerge.resolve import pin_recipe
 from hubmerge.spec import Plan, Truncation
@@ -49,9 +51,10 @@ class RunOptions:
     """How to run; none of it changes a bit of the result, but where a device decomposes matrices in its own way."""
 
     workers: int | None = None
-    """Threads; default: the number of cores this process may use, and at least 4 when inputs are streamed."""
+    """Threads of each process; default: its share of the cores it may use, and more when inputs are streamed."""
     fetch: Fetch = "auto"
     max_memory_bytes: int | None = None
+    """What all processes on this machine may hold together; likewise of the disk."""
     max_disk_bytes: int | None = None
     chunk_elements: int | None = None
     """Elements handled at once; a multiple of 32768."""
@@ -194,32 +197,37 @@ def merge(
     resume: bool = True,
     diagnostics: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Merge into a local folder, which appears under its name only when everything in it is whole.
 
     A run that ends early leaves its finished files beside the folder, and the next one of the same plan takes them
     over, unless ``resume`` is False. With ``diagnostics``, how the tasks lie to one another is measured and shown.
+    Several processes that call this with their ``ranks`` share the work, and all get the result.
 
     Raises:
         HubMergeError: What went wrong; nothing stands under the folder's name.
     """
     clock = _Clock()
     hub = hub or Hub()
-    options = options or RunOptions()
+    options = _share(options or RunOptions(), ranks)
     planned = _runnable(plan(recipe, hub=hub))
     clock.lap("plan_s")
     needed = sum(o.size_bytes for o in planned.outputs)
     meter = _meter(planned, recipe, options) if diagnostics else None
     work = _resumable(planned, recipe, resume=resume)
+    ranks.agree(_facts(planned, work, {"out": out, "overwrite": overwrite, "diagnostics": diagnostics}))
     with (
-        FolderSink(Path(out), work.tag, needed, overwrite=overwrite, work=work) as sink,
+        FolderSink(Path(out), work.tag, needed, overwrite=overwrite, work=work, ranks=ranks) as sink,
         Inputs(planned, hub, options.fetch, options.max_disk_bytes, needed) as inputs,
     ):
-        truncation = _run(planned, inputs, sink, options, progress, meter)
+        truncation = _run(planned, inputs, sink, options, progress, meter, ranks)
         clock.lap("merge_s")
         terms = derive_license(planned, recipe.card)
         check = terms.record(accepted_risk=False)
-        files = _companions(recipe, planned, hub, sink.written, truncation, check, meter=meter)
+        files = ranks.from_first(
+            lambda: _companions(recipe, planned, hub, sink.written, truncation, check, meter=meter)
+        )
         sink.commit(files)
         written = _all_written(sink.written, files)
     clock.lap("publish_s")
@@ -236,12 +244,14 @@ def push(
     resume: bool = True,
     diagnostics: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Merge and publish in one commit; if anything fails, the target stays as it was.
 
     Finished shards are staged in a branch of the target's repository. A run that ends early leaves them there, and
     the next one of the same plan, on any machine, takes them over, unless ``resume`` is False. With ``diagnostics``,
-    how the tasks lie to one another is measured and shown.
+    how the tasks lie to one another is measured and shown. Several processes that call this with their ``ranks`` share
+    the work, and all get the result.
 
     Raises:
         LicenseError: The parents' licences forbid it; nothing was created.
@@ -249,7 +259,7 @@ def push(
     """
     clock = _Clock()
     hub = hub or Hub()
-    options = options or RunOptions()
+    options = _share(options or RunOptions(), ranks)
     target = PushTarget(target) if isinstance(target, str) else target
     planned = _runnable(plan(recipe, hub=hub))
     terms = derive_license(planned, recipe.card, target.repo)
@@ -265,17 +275,20 @@ def push(
     work = _resumable(planned, recipe, resume=resume)
     shard = max((o.size_bytes for o in planned.outputs), default=0)
     for_inputs = None if options.max_disk_bytes is None else options.max_disk_bytes - shard
+    ranks.agree(_facts(planned, work, asdict(target) | {"diagnostics": diagnostics}))
     with (
         tempfile.TemporaryDirectory(prefix="hubmerge-") as folder,
-        Publisher(hub, target.repo, publishing, work) as publisher,
+        Publisher(hub, target.repo, publishing, work, ranks) as publisher,
         Inputs(planned, hub, options.fetch, for_inputs, shard) as inputs,
     ):
         clock.lap("plan_s")
         sink = ShardByShard(Path(folder), publisher, planned.outputs, options.max_disk_bytes)
-        truncation = _run(planned, inputs, sink, options, progress, meter)
+        truncation = _run(planned, inputs, sink, options, progress, meter, ranks)
         clock.lap("merge_s")
         check = terms.record(accepted_risk=target.accept_license_risk)
-        files = _companions(recipe, planned, hub, sink.written, truncation, check, publisher.repo, meter)
+        files = ranks.from_first(
+            lambda: _companions(recipe, planned, hub, sink.written, truncation, check, publisher.repo, meter)
+        )
         published = publisher.finish(files)
         clock.lap("publish_s")
     written = _all_written(sink.written, files)
@@ -366,7 +379,26 @@ def _resumable(planned: Plan, recipe: Recipe, *, resume: bool) -> Resumable:
     return resumable(planned, portable_recipe(planned, recipe.normalized()), resume=resume)
 
 
-def _tuning(planned: Plan, options: RunOptions, devices: DeviceMap, *, remote: bool) -> Tuning:
+def _share(options: RunOptions, ranks: Ranks) -> RunOptions:
+    """The options as they hold for one of several processes on this machine."""
+    memory, disk = (b and b // ranks.local_size for b in (options.max_memory_bytes, options.max_disk_bytes))
+    return replace(options, max_memory_bytes=memory, max_disk_bytes=disk)
+
+
+def _facts(planned: Plan, work: Resumable, asked: Mapping[str, Any]) -> dict[str, str]:
+    """What all processes of a run must agree on, from what tells most to what tells that there is anything at all."""
+    models = {f"commit of {m.repo}": m.commit[:TAG_LENGTH] for m in (planned.base, *planned.models) if m.commit}
+    return {
+        "version of hubmerge": hubmerge.__version__,
+        **{f"value of {name}": str(value) for name, value in asked.items()},
+        **models,
+        "plan (of digest)": planned.digest[:TAG_LENGTH],
+        "state of local files (of digest)": work.tag,
+        "choice to resume": str(work.resume),
+    }
+
+
+def _tuning(planned: Plan, options: RunOptions, devices: DeviceMap, *, remote: bool, processes: int = 1) -> Tuning:
     return tuned(
         planned,
         devices,
@@ -374,6 +406,7 @@ def _tuning(planned: Plan, options: RunOptions, devices: DeviceMap, *, remote: b
         workers=options.workers,
         chunk_elements=options.chunk_elements,
         max_memory_bytes=options.max_memory_bytes,
+        processes=processes,
     )
 
 
@@ -400,18 +433,28 @@ def _run(
     options: RunOptions,
     progress: Callable[[Progress], None] | None,
     meter: Meter | None = None,
+    ranks: Ranks = ALONE,
 ) -> Truncation | None:
+    """Produce the output files, the sink's list of which then is that of all processes."""
     from hubmerge.engine import Engine
 
     remote = any(inputs.is_remote(s) for s in range(-1, len(planned.models)))
-    devices = device_map(planned, options.device, options.device_memory_bytes)
+    devices = device_map(planned, options.device, options.device_memory_bytes, ranks)
     for note in devices.notes:
         log.warning("%s", note)
     done = frozenset(w.path for w in sink.written)
-    tuning = _tuning(planned, options, devices, remote=remote)
-    engine = Engine(planned, inputs, sink, tuning, progress, devices, done, meter)
+    tuning = _tuning(planned, options, devices, remote=remote, processes=ranks.local_size)
+    engine = Engine(planned, inputs, sink, tuning, progress, devices, done, meter, ranks)
     engine.run()
-    return Truncation.of(engine.truncation)
+    written: dict[str, Written] = {}
+    lost: dict[str, tuple[float, float]] = {}
+    for part, squares, measured in ranks.gather((sink.written, engine.truncation, meter and meter.found())):
+        written |= {w.path: w for w in part}
+        lost |= squares
+        if meter is not None and measured is not None:
+            meter.take_over(measured)
+    sink.written, truncation = ranks.from_first(lambda: (list(written.values()), Truncation.of(lost)))
+    return truncation
 
 
 def _companions(

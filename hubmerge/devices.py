@@ -15,6 +15,7 @@ from torch import nn
 from hubmerge.errors import UsageError
 from hubmerge.footprint import working_set_bytes
 from hubmerge.methods import get_method
+from hubmerge.ranks import ALONE, Ranks
 from hubmerge.recipe.schema import parse_size
 from hubmerge.spec import Plan, TensorJob
 
@@ -86,23 +87,26 @@ class DeviceMap:
         return found
 
 
-def device_map(plan: Plan, device: str = "auto", limits: Mapping[str, int] | None = None) -> DeviceMap:
+def device_map(
+    plan: Plan, device: str = "auto", limits: Mapping[str, int] | None = None, ranks: Ranks = ALONE
+) -> DeviceMap:
     """Where to compute the plan's tensors on this machine.
 
     Args:
         plan: What to compute.
         device: As ``parse_device`` takes it.
         limits: Bytes that may be used of a device, by its name or its kind; by default most of what is free there.
+        ranks: The processes among which this machine's devices are shared out.
 
     Raises:
         UsageError: A device that is not here.
     """
     limits = limits or {}
-    wanted = chosen(device, limits)
+    wanted, sharers = share(chosen(device, limits), ranks.local_rank, ranks.local_size)
     if not wanted or not matrix_jobs(plan):
         return DeviceMap()  # without a look at the devices, which would take memory there
     able = [d for d in wanted if has_float64(d)]
-    found = assign(plan, [Lane(str(d), d, _memory_bytes(d, limits)) for d in able])
+    found = assign(plan, [Lane(str(d), d, _memory_bytes(d, limits) // sharers) for d in able])
     unable = tuple(
         f"{d} is not used: it has no float64, in which matrices are decomposed" for d in wanted if d not in able
     )
@@ -119,6 +123,17 @@ def chosen(device: str, limits: Mapping[str, int]) -> tuple[torch.device, ...]:
     for name in limits:
         parse_device(name, present)
     return parse_device(device, present)
+
+
+def share(devices: Sequence[torch.device], rank: int, size: int) -> tuple[tuple[torch.device, ...], int]:
+    """The devices for one of several processes, and how many processes use them.
+
+    Each process has some for itself, or, if there are too few, one together with others.
+    """
+    if len(devices) >= size or not devices:
+        return tuple(devices[rank::size]), 1
+    number = rank % len(devices)
+    return (devices[number],), len(range(number, size, len(devices)))
 
 
 # --- names and sizes --------------------------------------------------------------------------------------------

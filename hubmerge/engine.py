@@ -22,6 +22,7 @@ from hubmerge.linalg import of_rank
 from hubmerge.measuring import Meter
 from hubmerge.methods import get_method
 from hubmerge.ranking import GRAIN
+from hubmerge.ranks import ALONE, Ranks, dealt
 from hubmerge.reader import AdapterDelta, ChunkGroup, Scratch, Slot, Versions
 from hubmerge.schedule import Cancelled, Schedule
 from hubmerge.shipping import Outputs, Sink
@@ -74,6 +75,7 @@ class Engine:
         done: Paths of output files that are finished from the start. Their inputs are read only where a method's
             statistics are about the whole model, or for what is measured.
         meter: Shown what is merged.
+        ranks: The processes that run the plan together; each makes its share of the output files.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Engine:
         devices: DeviceMap | None = None,
         done: Collection[str] = (),
         meter: Meter | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.plan = plan
         self.sources = sources
@@ -95,13 +98,19 @@ class Engine:
         self._progress = progress or (lambda _: None)
         self._devices = devices or DeviceMap()
         self._schedule = Schedule()
-        self._outputs = Outputs(plan.outputs, sink, lambda: self._schedule.error is not None, done)
+        self._ranks = ranks
+        ranks.when_lost(self._schedule.stop)
         self._meter = meter
-        self._jobs = [job for job in plan.jobs if self._is_due(job)]
+        self._owners = _owners(plan, done, ranks.size)
+        theirs = {o.path for i, o in enumerate(plan.outputs) if self._owners[i] != ranks.rank and o.path not in done}
+        self._outputs = Outputs(plan.outputs, sink, lambda: self._schedule.error is not None, theirs.union(done))
+        self._due = [job for job in plan.jobs if self._is_due(job, done)]
+        self._jobs = [job for job in self._due if self._is_mine(job)]
         self.truncation: dict[str, tuple[float, float]] = {}
         """Of merged factors: the squared norms of what their rank leaves out, and of the whole delta."""
         self._lock = threading.Lock()
-        self._total_bytes = sum(j.end_byte - j.start_byte for j in plan.jobs)
+        mine = [job for job in plan.jobs if plan.outputs[job.output].path not in theirs]
+        self._total_bytes = sum(j.end_byte - j.start_byte for j in mine)
         self._done_bytes = self._total_bytes - sum(j.end_byte - j.start_byte for j in self._jobs)
         self._method = get_method(plan.method)
         self._threads = torch.get_num_threads()
@@ -135,20 +144,34 @@ class Engine:
     def _model_stats(self) -> Any | None:
         """Passes over the whole model, for methods whose statistics are about all of it."""
         method, p = self._method, self.plan.params
-        if method.scope(p) != "model" or not any(job.action == "merge" for job in self._jobs):
+        if method.scope(p) != "model" or not any(job.action == "merge" for job in self._due):
             return None
         stats = method.begin(p)
-        jobs = [j for j in self.plan.jobs if j.action == "merge" and self._method_of(j) is method]
+        jobs = [j for j in self.plan.jobs if j.action == "merge" and self._method_of(j) is method and self._is_mine(j)]
         while stats is not None and not stats.done:
             total = _Total()
             for job in jobs:
                 if stats.wants(job.name):
                     self._add_observers(job, p, stats, total, lambda: None)
             self._schedule.run(self._devices.threads(self.tuning.workers))
-            if total.value is None:
+            stats, ended = self._settled(stats, total.value, p)
+            if ended:
                 break
-            stats = method.settle(stats, total.value, p)
         return stats
+
+    def _settled(self, stats: Any, mine: Any | None, p: Any) -> tuple[Any, bool]:
+        """What a pass has found, all ranks' parts of it together, and whether there was nothing to look at.
+
+        The first rank settles it for all: another machine's rounding would not always come to the same.
+        """
+        total = _Total()
+        for part in self._ranks.gather(mine):
+            total.add(part)
+
+        def settle() -> tuple[Any, bool]:
+            return (stats, True) if total.value is None else (self._method.settle(stats, total.value, p), False)
+
+        return self._ranks.from_first(settle)
 
     def _add_observers(self, job: TensorJob, p: Any, stats: Any, total: _Total, then: Callable[[], None]) -> None:
         """Queue one pass over a tensor; ``then`` runs after its last piece."""
@@ -194,14 +217,19 @@ class Engine:
 
     # --- figures --------------------------------------------------------------------------------------------
 
-    def _is_due(self, job: TensorJob) -> bool:
+    def _is_due(self, job: TensorJob, done: Collection[str]) -> bool:
         """Whether there is anything to do: what is written already is merged again only to be measured."""
-        return job.output not in self._outputs.done or (self._meter is not None and self._meter.wants(job))
+        return self.plan.outputs[job.output].path not in done or (self._meter is not None and self._meter.wants(job))
+
+    def _is_mine(self, job: TensorJob) -> bool:
+        """Whether this process is the one to look at the tensor."""
+        return self._owners[job.output] == self._ranks.rank
 
     def _add_spectra(self) -> None:
         """Queue the decompositions of deltas, behind everything else."""
         for number, job in enumerate(self._meter.spectral if self._meter is not None else ()):
-            self._schedule.add((len(self.plan.outputs), number), lambda _, job=job: self._measure_spectra(job))  # type: ignore[misc]
+            if self._is_mine(job):
+                self._schedule.add((len(self.plan.outputs), number), lambda _, job=job: self._measure_spectra(job))  # type: ignore[misc]
 
     def _measure_spectra(self, job: TensorJob) -> None:
         assert self._meter is not None
@@ -403,6 +431,15 @@ class _Total:
             self.value = part
         else:
             self.value += part
+
+
+def _owners(plan: Plan, done: Collection[str], count: int) -> dict[int, int]:
+    """The rank that makes each output file; of finished ones, the rank that looks at their tensors if somebody must."""
+    owners: dict[int, int] = {}
+    for finished in (False, True):
+        files = [o for o, output in enumerate(plan.outputs) if (output.path in done) == finished]
+        owners |= dict(zip(files, dealt([plan.outputs[o].size_bytes for o in files], count), strict=True))
+    return owners
 
 
 def _needs_float64(job: TensorJob) -> bool:

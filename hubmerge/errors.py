@@ -15,6 +15,7 @@ HubMergeError                1   something failed
 ├── PublishError             1   the result could not be published
 │   ├── TargetNotEmptyError  1
 │   └── TargetMovedError     1   somebody else committed meanwhile
+├── RankError                1   another process of the run died, failed or is about something else
 ├── VerificationError        3   an artifact differs from its lock
 ├── LicenseError             5   the parents' licences forbid it
 └── CancelledError           130 interrupted by the user
@@ -120,6 +121,12 @@ class TargetNotEmptyError(PublishError):
 
 class TargetMovedError(PublishError):
     """The target got another commit while this run was working."""
+
+
+class RankError(HubMergeError):
+    """Of the processes of one run, another one died, failed, did not come, or is about something else."""
+
+    next_step = "run the same command again, with any number of processes: it continues with what is finished"
 
 
 class VerificationError(HubMergeError):

@@ -114,7 +114,10 @@ class Journal:
             OSError: The disk refuses.
         """
         self._file = _locked(self.path)
-        first, *noted = self._whole_lines() or [{}]
+        self._file.seek(0)
+        lines, end = _whole_lines(self._file)
+        self._file.truncate(end)
+        first, *noted = lines or [{}]
         done: tuple[Written, ...] = ()
         if self._work.resume and first.get("plan_sha256") == self._work.digest:
             done = self._believed(noted)
@@ -123,6 +126,18 @@ class Journal:
             self._append(self._work.described())
         _remove_all_but(self.folder, {w.path for w in done})
         return done
+
+    def join(self) -> None:
+        """Note files as well, beside the process that has opened the journal."""
+        self._file = self.path.open("ab")
+
+    def noted(self) -> frozenset[str]:
+        """The files of this plan that are noted by now, whichever process has finished them."""
+        if self._file is None or not self.path.exists():
+            return frozenset()
+        with self.path.open("rb") as file:
+            found = {str(line.get("path")) for line in _whole_lines(file)[0]}
+        return frozenset(output.path for output in self._work.outputs if output.path in found)
 
     def add(self, written: Written) -> None:
         """Note a file that is on the disk for good."""
@@ -144,23 +159,6 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _whole_lines(self) -> list[dict[str, Any]]:
-        """The journal so far; a line that was cut short is removed from it."""
-        assert self._file is not None
-        self._file.seek(0)
-        found, end = [], 0
-        for line in self._file:
-            try:
-                value = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n") or not isinstance(value, dict):
-                break
-            found.append(value)
-            end += len(line)
-        self._file.truncate(end)
-        return found
-
     def _believed(self, noted: Sequence[Mapping[str, Any]]) -> tuple[Written, ...]:
         """The files of this plan that have their digest still: reading them costs less than making them."""
         wanted = {o.path: o.size_bytes for o in self._work.outputs}
@@ -170,6 +168,21 @@ class Journal:
     def _is_whole(self, written: Written) -> bool:
         path = self.folder / written.path
         return path.is_file() and path.stat().st_size == written.size_bytes and sha256_of(path) == written.sha256
+
+
+def _whole_lines(file: IO[bytes]) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a journal up to one that was cut short, and where they end."""
+    found, end = [], 0
+    for line in file:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(value, dict):
+            break
+        found.append(value)
+        end += len(line)
+    return found, end
 
 
 def _locked(path: Path) -> IO[bytes]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -104,6 +104,17 @@ class Meter:
             found = measure_spectra(group.each_delta(), len(group))
         with self._lock:
             self._spectra[job.index] = found
+
+    def found(self) -> tuple[Mapping[int, Tally], Mapping[int, Spectra]]:
+        """What was measured so far, for another process of the run to take over; by the number of the job."""
+        return self._tallies, self._spectra
+
+    def take_over(self, found: tuple[Mapping[int, Tally], Mapping[int, Spectra]]) -> None:
+        """Add what another process has measured, of other tensors."""
+        tallies, spectra = found
+        with self._lock:
+            self._tallies.update(tallies)
+            self._spectra.update(spectra)
 
     def diagnostics(self) -> Diagnostics:
         """The figures of the whole run, once it has ended."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from hubmerge.errors import BudgetError, HubMergeError, SpoiledError, TargetNotEmptyError
+from hubmerge.errors import BudgetError, HubMergeError, RankError, SpoiledError, TargetNotEmptyError
 from hubmerge.journal import Journal, Resumable, Written
+from hubmerge.ranks import ALONE, Ranks
 from hubmerge.spec import OutputFile
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ class FolderSink:
         tag: Distinguishes this run's temporary folder.
         needed_bytes: What will be written; checked against the free space before anything is.
         work: What is made, if it can be continued.
+        ranks: The processes that write into the folder; the first one opens it, and gives it its name.
 
     Raises:
         TargetNotEmptyError: The target holds something, or another run is at work on it.
@@ -34,7 +37,14 @@ class FolderSink:
     """
 
     def __init__(
-        self, out: Path, tag: str, needed_bytes: int, *, overwrite: bool = False, work: Resumable | None = None
+        self,
+        out: Path,
+        tag: str,
+        needed_bytes: int,
+        *,
+        overwrite: bool = False,
+        work: Resumable | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.out = out.expanduser().absolute()
         if self.out.exists() and not self.out.is_dir():
@@ -47,17 +57,16 @@ class FolderSink:
         self._needed_bytes = needed_bytes
         self._work = work
         self._journal = Journal(self.folder, work) if work is not None else None
+        self._ranks = ranks
         self.written: list[Written] = []
         """The files that are finished; from the start, those of the run before."""
 
     def __enter__(self) -> FolderSink:
         parent = self.folder.parent
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            recover(self.out)
-            self._take_over()
-            self._check_room()
-            self.folder.mkdir(exist_ok=True)
+            self.written = self._ranks.from_first(self._open)
+            if self._ranks.size > 1:
+                self._meet()
         except OSError as e:
             self._leave(e)
             reason = (
@@ -73,6 +82,35 @@ class FolderSink:
             raise
         return self
 
+    def _open(self) -> list[Written]:
+        """Make the folder; returns what is finished in it."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        recover(self.out)
+        self._take_over()
+        self._check_room()
+        self.folder.mkdir(exist_ok=True)
+        return self.written
+
+    def _meet(self) -> None:
+        """Make sure that all processes are in the same folder, which one of the name on another disk is not."""
+        mark = self._ranks.from_first(self._marked)
+        seen = list(self._ranks.gather((self.folder / mark).exists()))
+        blind = self._ranks.from_first(lambda: seen.count(False))
+        if self._ranks.first:
+            (self.folder / mark).unlink()
+        if blind:
+            raise RankError(
+                f"{self.out.parent}: {blind} of {self._ranks.size} processes do not see the folder of the others",
+                hint="give --out a folder that all machines share, or push to the Hub, which needs none",
+            )
+        if self._journal is not None and not self._ranks.first:
+            self._journal.join()
+
+    def _marked(self) -> str:
+        name = uuid.uuid4().hex
+        (self.folder / name).touch()
+        return name
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -83,9 +121,9 @@ class FolderSink:
         if self._journal is None or self._work is None:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        usable = self.folder.is_dir() and not isinstance(error, SpoiledError)
-        kept = sum(map(self._work.takes_over, (w.path for w in self.written))) if usable else 0
-        self._journal.close(keep=kept > 0)
+        spoiled = isinstance(error, SpoiledError)
+        kept = len(self._journal.noted()) if self.folder.is_dir() and not spoiled else 0
+        self._journal.close(keep=kept > 0 or not (self._ranks.first or spoiled))
         if kept and error is not None:
             error.add_note(f"{_files(kept)} kept in {self.folder}; the same command continues from there")
 
@@ -139,6 +177,9 @@ class FolderSink:
 
     def commit(self, files: Mapping[str, bytes]) -> None:
         """Add the small files and give the folder its name."""
+        self._ranks.from_first(lambda: self._commit(files))
+
+    def _commit(self, files: Mapping[str, bytes]) -> None:
         try:
             for name, content in files.items():
                 path = self.folder / name

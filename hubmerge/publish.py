@@ -12,10 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from hubmerge.errors import BudgetError, HubMergeError, IntegrityError, PublishError, SpoiledError, UsageError
+from hubmerge.errors import (
+    BudgetError,
+    HubMergeError,
+    IntegrityError,
+    PublishError,
+    RankError,
+    SpoiledError,
+    UsageError,
+)
 from hubmerge.hub import CommitInfo, Hub, StagedFile
 from hubmerge.journal import Resumable, Written
 from hubmerge.quantities import size
+from hubmerge.ranks import ALONE, Ranks
 from hubmerge.spec import OutputFile
 from hubmerge.staging import Stage
 from hubmerge.target import PublishOptions, State, inspect, published_before
@@ -47,10 +56,16 @@ class Publisher:
         repo: Target; without a namespace, the token's own.
         options: Where and how.
         work: What is published, if it can be continued: its shards are then staged as they are finished.
+        ranks: The processes that upload what they finish; the first one does everything else.
     """
 
     def __init__(
-        self, hub: Hub, repo: str, options: PublishOptions | None = None, work: Resumable | None = None
+        self,
+        hub: Hub,
+        repo: str,
+        options: PublishOptions | None = None,
+        work: Resumable | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.repo = repo
         self.options = options or PublishOptions()
@@ -58,6 +73,7 @@ class Publisher:
         """What earlier runs have finished; known once entered."""
         self._hub = hub
         self._work = work
+        self._ranks = ranks
         self._lock = threading.Lock()
         self._stage: Stage | None = None
         self._staged: dict[str, StagedFile] = {}
@@ -80,6 +96,17 @@ class Publisher:
                 "a pull request cannot be combined with a tag or a visibility: it changes nothing until it is merged",
                 hint="Leave out the pull request, or set tag and visibility after merging it.",
             )
+        try:
+            self.repo, self._state, self.done, stageable = self._ranks.from_first(self._prepared)
+        except BaseException as error:
+            self._take_back(error)
+            raise
+        if stageable and self._stage is None:
+            self._stage = self._new_stage()
+        return self
+
+    def _prepared(self) -> tuple[str, State, tuple[Written, ...], bool]:
+        """Do what ``__enter__`` promises; returns what the other processes need to know of it."""
         target = self._hub.check_write(self.repo, create_pr=self.options.create_pr)
         self.repo = target.repo
         if target.exists and not target.private and self.options.public is False:
@@ -87,14 +114,10 @@ class Publisher:
                 f"{self.repo} is public, and a private result was asked for",
                 hint="Choose another repository, or make this one private first.",
             )
-        try:
-            if not target.exists:
-                self._created_repo = self._hub.ensure_repo(self.repo, private=True)
-            self._inspect(stageable=target.writable)
-        except BaseException as error:
-            self._take_back(error)
-            raise
-        return self
+        if not target.exists:
+            self._created_repo = self._hub.ensure_repo(self.repo, private=True)
+        self._inspect(stageable=target.writable)
+        return self.repo, self._state, self.done, self._stage is not None
 
     def shard_done(self, local_path: Path, path_in_repo: str, sha256: str, size_bytes: int) -> None:
         """Upload a finished shard and delete the local file; callers on other threads wait for their turn.
@@ -126,9 +149,21 @@ class Publisher:
             TargetMovedError: Somebody else committed to the branch since ``__enter__``; nothing was committed.
             PublishError: The Hub refused, e.g. the card's front matter.
         """
+        given = list(self._ranks.gather((self._staged, self._stage.files if self._stage is not None else {})))
+        info = self._ranks.from_first(lambda: self._finish(small_files, given))
+        self._published = True
+        return info
+
+    def _finish(
+        self, small_files: Mapping[str, bytes], given: Sequence[tuple[Mapping[str, StagedFile], Mapping[str, Written]]]
+    ) -> PublishedInfo:
         if "README.md" in small_files:
             self._hub.validate_card(small_files["README.md"].decode())
+        for uploaded, _ in given:
+            self._staged |= uploaded
         if self._stage is not None:
+            if self._ranks.size > 1:
+                self._stage.gather({path: written for _, staged in given for path, written in staged.items()})
             self._staged |= self._stage.copies()
         for path, content in small_files.items():
             self._staged[path] = self._upload(content, path)
@@ -155,7 +190,7 @@ class Publisher:
         if isinstance(error, SpoiledError) and self._stage is not None:
             self._stage.remove()
             self._stage.files.clear()
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | RankError):
             # Whoever interrupts has waited long enough: a silent server gets a moment, not all its retries.
             thread = threading.Thread(target=self._take_back, args=(error,), name="take back", daemon=True)
             thread.start()
@@ -195,12 +230,16 @@ class Publisher:
             for w in published.values()
         }
         if work is not None and stageable:
-            self._stage = Stage(self._hub, self.repo, work, state.branch, state.parent)
+            self._stage = self._new_stage()
             self._stage.find(refs.branches.get(self._stage.branch))
             published |= self._stage.files
         self.done = tuple(published.values())
         if work is not None and self.done:
             log.warning("continuing: %d of %d files are finished", len(self.done), len(work.outputs))
+
+    def _new_stage(self) -> Stage:
+        assert self._work is not None
+        return Stage(self._hub, self.repo, self._work, self._state.branch, self._state.parent)
 
     def _announce(self, info: PublishedInfo) -> None:
         """Visibility and tag: a failure here is reported, but the commit stands."""
@@ -216,19 +255,25 @@ class Publisher:
 
     def _take_back(self, cause: BaseException | None) -> None:
         """Delete the repository or branch that this run created, if nobody has used it since."""
-        kept = self._stage is not None and bool(self._stage.files)
         try:
-            if self._stage is not None and not kept:
-                self._stage.remove_if_made()
-            if self._created_branch:
-                self._take_back_branch()
-            if self._created_repo and not kept:
-                self._take_back_repo()
+            if self._stage is not None and self._ranks.size > 1:
+                self._stage.look_again()
+            if self._ranks.first:
+                self._remove_unused()
         except HubMergeError as error:
             # The first error is the one to report; this one only says what is left over.
             log.warning("could not clean up: %s", error.message)
-            if cause is not None:
+            if cause is not None and self._ranks.first:
                 cause.add_note(f"Also, {error.message}; it is empty and private, delete it by hand.")
+
+    def _remove_unused(self) -> None:
+        kept = self._stage is not None and bool(self._stage.files)
+        if self._stage is not None and not kept:
+            self._stage.remove_if_made()
+        if self._created_branch:
+            self._take_back_branch()
+        if self._created_repo and not kept:
+            self._take_back_repo()
 
     def _take_back_branch(self) -> None:
         head = self._hub.head(self.repo, self.options.revision)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from hubmerge.devices import CPU
+from hubmerge.errors import RankError
 from hubmerge.reader import Scratch
 
 Work = Callable[[Scratch], None]
@@ -87,6 +88,8 @@ class Schedule:
             for t in threads:
                 while t.is_alive():
                     t.join(0.2)
+                    if isinstance(self.error, RankError):
+                        raise self.error  # whoever is left of a run that others have ended is not to wait for a server
         except BaseException as e:
             self.stop(e)
             # A thread that waits for a silent server is left behind: it looks for the stop before it writes again.

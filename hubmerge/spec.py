@@ -301,7 +301,10 @@ class TensorGroup(ABC):
 
 @runtime_checkable
 class Stats(Protocol):
-    """What an observing pass learns. Sums are exact and independent of order and of how tensors are cut into chunks."""
+    """What an observing pass learns. Sums are exact and independent of order and of how tensors are cut into chunks.
+
+    It can be pickled: each process of a run sends what it has learnt to the first, which adds it up.
+    """
 
     done: bool
     """No further pass is needed."""

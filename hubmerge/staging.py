@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,6 +59,10 @@ class Stage:
         if not self._work.resume:
             self._hub.delete_branch(self._repo, self.branch)
             return
+        self._look(head)
+
+    def _look(self, head: str) -> None:
+        """See what the branch holds."""
         listed = {file.path: file for file in self._hub.list_files(self._repo, head)}
         if self._path(_ABOUT) not in listed:
             return  # a run ended right after it had made the branch
@@ -89,6 +93,28 @@ class Stage:
         with self.in_use():
             self._head = self._hub.append(self._repo, self.branch, files, message=f"Stage {written.path}")
         self.files[written.path] = written
+
+    def look_again(self) -> None:
+        """See what other processes of this run have added."""
+        head = self._hub.head(self._repo, self.branch)
+        self.files.clear()
+        if head is not None:
+            self._look(head)
+
+    def gather(self, files: Mapping[str, Written]) -> None:
+        """Make sure that what the processes of this run have added is there.
+
+        Raises:
+            TargetMovedError: Another run is at work in the branch, or it was removed.
+        """
+        self.look_again()
+        for path, written in files.items():
+            if self.files.get(path) != written:
+                raise TargetMovedError(
+                    f"{self._repo}@{self.branch} no longer holds {path} as this run has staged it: another run works "
+                    "there, has published this plan, or somebody removed it",
+                    hint=f"look at {self._repo}, then run the same command again",
+                )
 
     def copies(self) -> dict[str, StagedFile]:
         """The finished files, for a commit to the target: copies that the Hub makes by itself."""

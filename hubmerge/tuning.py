@@ -29,9 +29,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads(workers: int | None, *, remote: bool) -> int:
-    """How many, if not said: one for each core; over a network more, for some wait while others compute."""
-    return workers or max(cores(), _REMOTE_WORKERS if remote else 1)
+def threads(workers: int | None, *, remote: bool, processes: int = 1) -> int:
+    """How many, if not said: one for each core; over a network more, for some wait while others compute.
+
+    Processes that run on this machine together share its cores.
+    """
+    return workers or max(cores() // processes, -(-_REMOTE_WORKERS // processes) if remote else 1)
 
 
 def footprint_of(plan: Plan, tuning: Tuning, devices: DeviceMap, *, remote: bool) -> Footprint:
@@ -55,6 +58,7 @@ def tuned(
     workers: int | None = None,
     chunk_elements: int | None = None,
     max_memory_bytes: int | None = None,
+    processes: int = 1,
 ) -> Tuning:
     """Threads and sizes within the memory allowed; fewer threads and smaller pieces before giving up.
 
@@ -65,13 +69,16 @@ def tuned(
         workers: Threads to begin with; by default one for each core, and more if remote.
         chunk_elements: Elements handled at once, to begin with.
         max_memory_bytes: No limit by default.
+        processes: How many run on this machine together, and share its cores.
 
     Raises:
         BudgetError: Even the smallest does not fit.
     """
     default = Tuning()
     chunk = chunk_elements or default.chunk_elements
-    found = Tuning(threads(workers, remote=remote), chunk, max(default.piece_elements // chunk, 1) * chunk)
+    found = Tuning(
+        threads(workers, remote=remote, processes=processes), chunk, max(default.piece_elements // chunk, 1) * chunk
+    )
     if max_memory_bytes is None:
         return found
     while (needed := footprint_of(plan, found, devices, remote=remote).memory_bytes) > max_memory_bytes:

@@ -13,7 +13,7 @@ import click
 
 from hubmerge import __version__
 from hubmerge.cli import _output
-from hubmerge.errors import CancelledError, HubMergeError
+from hubmerge.errors import CancelledError, HubMergeError, RankError
 from hubmerge.io.threads import anybody_left
 
 
@@ -52,6 +52,8 @@ def main(args: list[str] | None = None) -> None:
         e.show()
         sys.exit(2)
     except HubMergeError as e:
+        if isinstance(e, RankError) and hasattr(e, "__notes__"):
+            e.add_note(f"continue with: {_command(arguments)}, by itself or under a launcher")
         _fail(e, debug)
     except BrokenPipeError:
         sys.stderr.close()
@@ -70,16 +72,19 @@ def main(args: list[str] | None = None) -> None:
 def _cancelled(error: BaseException, arguments: list[str]) -> CancelledError:
     """What an interrupt ends with: where finished files are kept, the command that continues."""
     notes = [note for e in (error, error.__cause__) for note in getattr(e, "__notes__", ())]
-    command = shlex.join(["hubmerge", *arguments])
-    cancelled = CancelledError("cancelled", hint=f"continue with: {command}" if notes else None)
+    cancelled = CancelledError("cancelled", hint=f"continue with: {_command(arguments)}" if notes else None)
     for note in notes:
         cancelled.add_note(note)
     return cancelled
 
 
+def _command(arguments: list[str]) -> str:
+    return shlex.join(["hubmerge", *arguments])
+
+
 def _fail(error: HubMergeError, debug: bool) -> Any:
     _output.error(error, debug=debug)
-    if isinstance(error, CancelledError) and anybody_left():
+    if isinstance(error, CancelledError | RankError) and anybody_left():
         # Threads that wait for a server cannot be stopped; everything else has been cleaned up on the way here.
         os._exit(error.exit_code)
     sys.exit(error.exit_code)

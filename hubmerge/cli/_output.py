@@ -101,11 +101,11 @@ def fields(values: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def progress(*, quiet: bool, doing: str = "merging") -> Iterator[Callable[[Progress], None]]:
-    """A callback for the engine: a bar on a terminal, one line per finished file otherwise."""
+def progress(*, quiet: bool, doing: str = "merging", bar: bool = True) -> Iterator[Callable[[Progress], None]]:
+    """A callback for the engine: a bar on a terminal, one line per finished file otherwise, or without ``bar``."""
     if quiet:
         yield lambda _: None
-    elif sys.stderr.isatty():
+    elif bar and sys.stderr.isatty():
         with _bar(doing) as callback:
             yield callback
     else:

@@ -35,11 +35,13 @@ def command(
     _output.configure_logging(verbose)
     settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
     loaded = _options.stating(_options.load_recipe(**recipe), license_)
-    with _signals.terminable(), _output.progress(quiet=quiet or as_json) as progress:
+    with _signals.together() as ranks, _output.progress(quiet=quiet or as_json, bar=ranks.size == 1) as progress:
         result = api.merge(
             loaded, out, options=settings, overwrite=overwrite, resume=resume, diagnostics=diagnostics,
-            progress=progress,
+            progress=progress, ranks=ranks,
         )  # fmt: skip
+    if not ranks.first:
+        return
     _output.problems(result.plan.problems, quiet=quiet)
     if result.license is not None and not as_json:
         _output.license_check(result.license, quiet=quiet)

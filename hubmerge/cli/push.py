@@ -66,8 +66,12 @@ def command(
         overwrite=overwrite,
         accept_license_risk=accept_license_risk,
     )  # fmt: skip
-    with _signals.terminable(), _output.progress(quiet=quiet or as_json) as progress:
-        result = api.push(loaded, target, options=settings, resume=resume, diagnostics=diagnostics, progress=progress)
+    with _signals.together() as ranks, _output.progress(quiet=quiet or as_json, bar=ranks.size == 1) as progress:
+        result = api.push(
+            loaded, target, options=settings, resume=resume, diagnostics=diagnostics, progress=progress, ranks=ranks
+        )
+    if not ranks.first:
+        return
     _output.problems(result.plan.problems, quiet=quiet)
     if result.license is not None and not as_json:
         _output.license_check(result.license, quiet=quiet)
