@@ -56,6 +56,7 @@ class RunOptions:
     max_memory_bytes: int | None = None
     """What all processes on this machine may hold together; likewise of the disk."""
     max_disk_bytes: int | None = None
+    """Beside a folder's files. A push that may use two shards' room writes the next one while one is uploaded."""
     chunk_elements: int | None = None
     """Elements handled at once; a multiple of 32768."""
     device: str = "auto"
@@ -273,16 +274,16 @@ def push(
     )
     meter = _meter(planned, recipe, options) if diagnostics else None
     work = _resumable(planned, recipe, resume=resume)
-    shard = max((o.size_bytes for o in planned.outputs), default=0)
-    for_inputs = None if options.max_disk_bytes is None else options.max_disk_bytes - shard
+    at_once, shards_bytes = _on_disk(planned, options)
+    for_inputs = None if options.max_disk_bytes is None else options.max_disk_bytes - shards_bytes
     ranks.agree(_facts(planned, work, asdict(target) | {"diagnostics": diagnostics}))
     with (
         tempfile.TemporaryDirectory(prefix="hubmerge-") as folder,
         Publisher(hub, target.repo, publishing, work, ranks) as publisher,
-        Inputs(planned, hub, options.fetch, for_inputs, shard) as inputs,
+        Inputs(planned, hub, options.fetch, for_inputs, shards_bytes) as inputs,
     ):
         clock.lap("plan_s")
-        sink = ShardByShard(Path(folder), publisher, planned.outputs, options.max_disk_bytes)
+        sink = ShardByShard(Path(folder), publisher, planned.outputs, options.max_disk_bytes, at_once=at_once)
         truncation = _run(planned, inputs, sink, options, progress, meter, ranks)
         clock.lap("merge_s")
         check = terms.record(accepted_risk=target.accept_license_risk)
@@ -494,6 +495,18 @@ def _companions(
 def _all_written(written: list[Written], files: Mapping[str, bytes]) -> tuple[Written, ...]:
     small = [Written(path, len(content), hashlib.sha256(content).hexdigest()) for path, content in files.items()]
     return tuple(sorted([*written, *small], key=lambda w: w.path))
+
+
+def _on_disk(planned: Plan, options: RunOptions) -> tuple[int, int]:
+    """How many shards of a push are on the disk at a time, and their size.
+
+    One, unless there is leave to use more: then the next one is written while one is uploaded, and a run that is
+    killed may have to make both again.
+    """
+    sizes = sorted((o.size_bytes for o in planned.outputs), reverse=True)
+    two = options.fetch != "cache" and options.max_disk_bytes is not None and sum(sizes[:2]) <= options.max_disk_bytes
+    at_once = 2 if two else 1
+    return at_once, sum(sizes[:at_once])
 
 
 def _peaks(disk_bytes: int) -> dict[str, int]:
