@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -120,39 +121,53 @@ class Relations:
         }
 
 
-@dataclass(frozen=True, slots=True)
 class Tally:
-    """What chunks of one tensor add to its relations; the sum does not depend on the chunks or their order."""
+    """Sums up one tensor's relations, whatever its chunks and their order; from several threads at once.
 
-    grams: tuple[Doubles, ...]
-    """Of each grain."""
-    same: Counts
-    both: Counts
+    Its memory is taken at the start: small results that live on between large ones that do not would keep the freed
+    memory from being used again.
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.grams + other.grams, self.same + other.same, self.both + other.both)
+    Args:
+        tasks: How many models are merged.
+        numel: Elements of the tensor.
+    """
+
+    def __init__(self, tasks: int, numel: int) -> None:
+        self.left = numel
+        """Elements still to come."""
+        self._grams = np.zeros((-(-numel // GRAIN), tasks + 2, tasks + 2))
+        self._same, self._both = _no_signs(tasks)
+        self._lock = threading.Lock()
+
+    def add(self, start: int, deltas: Sequence[torch.Tensor], merged: torch.Tensor, base: torch.Tensor) -> None:
+        """Elements [start, start + n) of the T deltas, the merged delta and the base; start is a multiple of 32768.
+
+        Shapes: all (n,).
+        """
+        # As wide for a short last grain: how far rows lie apart decides how a product is computed, to the last bit.
+        values = torch.empty((len(deltas) + 2, GRAIN), dtype=torch.float64)
+        same, both = _no_signs(len(deltas))
+        for low in range(0, len(merged), GRAIN):
+            grain = [v[low : low + GRAIN] for v in (*deltas, merged, base)]
+            rows = values[:, : len(grain[0])]
+            for row, part in zip(rows, grain, strict=True):
+                row.copy_(part)
+            self._grams[(start + low) // GRAIN] = rows @ rows.T
+            _count_signs(torch.stack(grain[:-2]), same, both)
+        with self._lock:
+            self._same += same
+            self._both += both
+            self.left -= len(merged)
 
     def relations(self) -> Relations:
         """The sums, correctly rounded."""
-        columns = np.stack(self.grams).reshape(len(self.grams), -1).T.tolist()
-        totals = np.array([math.fsum(column) for column in columns])
-        return Relations(totals.reshape(self.grams[0].shape), self.same, self.both)
+        shape = self._grams.shape[1:]
+        totals = np.array([math.fsum(column) for column in self._grams.reshape(-1, math.prod(shape)).T])
+        return Relations(totals.reshape(shape), self._same, self._both)
 
 
-def tally(deltas: Sequence[torch.Tensor], merged: torch.Tensor, base: torch.Tensor) -> Tally:
-    """What a chunk adds: T deltas, the merged delta and the base, each (n,); it starts where a grain does."""
-    grams = []
-    total = _no_signs(len(deltas))
-    for start in range(0, max(len(merged), 1), GRAIN):
-        grain = [v[start : start + GRAIN] for v in (*deltas, merged, base)]
-        values = torch.stack([v.double() for v in grain])
-        grams.append((values @ values.T).numpy())
-        total = [a + b for a, b in zip(total, _signs(torch.stack(grain[:-2])), strict=True)]
-    return Tally(tuple(grams), *total)
-
-
-def tally_of_factors(deltas: Sequence[LowRank], merged: LowRank) -> Tally:
-    """What a tensor adds whose deltas and merged delta are factors; there is no base, and no delta is formed.
+def relations_of_factors(deltas: Sequence[LowRank], merged: LowRank) -> Relations:
+    """Of a tensor whose deltas and merged delta are factors; there is no base, and no delta is formed.
 
     Signs are looked at in rows evenly spread over the matrix, so many as have about a million entries.
     """
@@ -164,24 +179,26 @@ def tally_of_factors(deltas: Sequence[LowRank], merged: LowRank) -> Tally:
     rows, columns = merged.shape
     wanted = min(rows, max(SIGN_ENTRIES // max(columns, 1), 1))
     some = torch.arange(wanted) * rows // max(wanted, 1)
-    signs = torch.stack([(d.up[some].double() @ d.down.double()).mul_(d.scale).view(-1) for d in deltas])
-    return Tally((gram,), *_signs(signs))
+    same, both = _no_signs(len(deltas))
+    values = [(d.up[some].double() @ d.down.double()).mul_(d.scale).view(-1) for d in deltas]
+    _count_signs(torch.stack(values), same, both)
+    return Relations(gram, same, both)
 
 
-def _signs(values: torch.Tensor) -> list[Counts]:
-    """Pairs of rows (T, n): how many entries have the same sign, and how many a sign, each (T, T)."""
-    total = _no_signs(len(values))
+def _count_signs(values: torch.Tensor, same: Counts, both: Counts) -> None:
+    """Add, for pairs of rows of (T, n), how many entries have the same sign, and how many a sign in both."""
     # Sums of ones are exact in float32 up to 2^24.
     for part in torch.split(values, 1 << 22, dim=1):
         signs = part.sign().float()
-        products, both = signs @ signs.T, (present := signs.abs_()) @ present.T
-        total[0] += ((both + products) / 2).long().numpy()
-        total[1] += both.long().numpy()
-    return total
+        products = signs @ signs.T
+        signs.abs_()
+        present = signs @ signs.T
+        same += ((present + products) / 2).long().numpy()
+        both += present.long().numpy()
 
 
-def _no_signs(count: int) -> list[Counts]:
-    return [np.zeros((count, count), np.int64) for _ in range(2)]
+def _no_signs(count: int) -> tuple[Counts, Counts]:
+    return np.zeros((count, count), np.int64), np.zeros((count, count), np.int64)
 
 
 # --- the whole --------------------------------------------------------------------------------------------------
@@ -242,7 +259,7 @@ class Diagnostics:
     @cached_property
     def model(self) -> Relations:
         """Over all merged tensors."""
-        nothing = tally([torch.empty(0)] * len(self.tasks), torch.empty(0), torch.empty(0)).relations()
+        nothing = Tally(len(self.tasks), 0).relations()
         return reduce(Relations.__add__, (t.relations for t in self.tensors), nothing)
 
     @property

@@ -10,12 +10,13 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from hubmerge.analysis import Diagnostics, Relations, Tally, TensorFigures, kind_of, tally, tally_of_factors
+from hubmerge.analysis import Diagnostics, Relations, Tally, TensorFigures, kind_of, relations_of_factors
 from hubmerge.ranking import GRAIN
 from hubmerge.reader import ChunkGroup
 from hubmerge.spec import AdapterPart, LowRank, OutputFile, Plan, TensorJob, is_factored
@@ -62,6 +63,7 @@ class Meter:
         """The jobs of whose weights singular values are computed, the cheapest first."""
         self._candidates = len(candidates)
         self._tallies: dict[int, Tally] = {}
+        self._relations: dict[int, Relations] = {}
         self._spectra: dict[int, Spectra] = {}
         self._lock = threading.Lock()
         self._room = _Room(min(ROOM_BYTES, most or ROOM_BYTES))
@@ -80,21 +82,20 @@ class Meter:
         """
         job = group.job
         if job.factors is not None:
-            found = tally_of_factors(_all_factors(group), _stored_factors(job, stored))
-            self._add(job, found)
+            self._relations[job.index] = relations_of_factors(_all_factors(group), _stored_factors(job, stored))
             return
+        with self._lock:
+            tally = self._tallies.setdefault(job.index, Tally(len(group), job.numel))
         flat = group.flat()
         for low in range(0, len(stored), 8 * GRAIN):
             part = stored[low : low + 8 * GRAIN]
             flat.move(start + low, len(part))
             deltas = [_delta(group, flat, i) for i in range(len(group))]
             base = flat.base()
-            self._add(job, tally(deltas, part.to(base.dtype).sub_(base), base))
-
-    def _add(self, job: TensorJob, found: Tally) -> None:
+            tally.add(start + low, deltas, part.to(base.dtype).sub_(base), base)
         with self._lock:
-            before = self._tallies.get(job.index)
-            self._tallies[job.index] = found if before is None else before + found
+            if tally.left == 0 and self._tallies.pop(job.index, None) is not None:
+                self._relations[job.index] = tally.relations()
 
     def add_spectra(self, group: ChunkGroup) -> None:
         """Decompose the deltas of a whole weight, when there is room for that."""
@@ -120,7 +121,7 @@ class Meter:
         """The figures of the whole run, once it has ended."""
         jobs: defaultdict[str, list[TensorJob]] = defaultdict(list)
         for job in self._plan.jobs:
-            if job.index in self._tallies:
+            if job.index in self._relations:
                 jobs[job.name].append(job)
         tensors = tuple(self._figures(rows) for rows in jobs.values())
         plan = self._plan
@@ -129,9 +130,7 @@ class Meter:
     def _figures(self, jobs: Sequence[TensorJob]) -> TensorFigures:
         """Of one tensor, which may have been merged in several ranges of rows."""
         first = jobs[0]
-        found: Relations = self._tallies[first.index].relations()
-        for job in jobs[1:]:
-            found += self._tallies[job.index].relations()
+        found = reduce(Relations.__add__, (self._relations[job.index] for job in jobs))
         shape = (sum(job.shape[0] for job in jobs), *first.shape[1:]) if len(jobs) > 1 else first.shape
         spectra = self._spectra.get(first.index) if len(jobs) == 1 else None
         return TensorFigures(first.name, first.kind, first.layer, shape, found, spectra)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubmerge.analysis import Diagnostics, Relations, TensorFigures, tally, tally_of_factors
+from hubmerge.analysis import Diagnostics, Relations, Tally, TensorFigures, relations_of_factors
 from hubmerge.ranking import GRAIN
 from hubmerge.spec import LowRank
 from hubmerge.spectra import Spectra, decomposed, measure_spectra, number
@@ -32,15 +32,12 @@ def vectors(seed: int, tasks: int, n: int) -> list[torch.Tensor]:
 
 
 def relations(deltas: list[torch.Tensor], merged: torch.Tensor, base: torch.Tensor, cut: int = 10**9) -> Relations:
-    """The relations of chunks of at most ``cut`` elements, added in reverse."""
-    parts = [
-        tally([d[i : i + cut] for d in deltas], merged[i : i + cut], base[i : i + cut])
-        for i in range(0, len(base), cut)
-    ]
-    total = parts[-1]
-    for part in parts[-2::-1]:
-        total = total + part
-    return total.relations()
+    """The relations of chunks of at most ``cut`` elements, the last one first."""
+    tally = Tally(len(deltas), len(base))
+    for i in reversed(range(0, len(base), cut)):
+        tally.add(i, [d[i : i + cut] for d in deltas], merged[i : i + cut], base[i : i + cut])
+    assert tally.left == 0
+    return tally.relations()
 
 
 # --- lengths, angles, signs -------------------------------------------------------------------------------------
@@ -122,7 +119,7 @@ def factors_of(seed: int, rank: int, scale: float, rows: int = 40, columns: int 
 def test_factors_are_as_their_products(seed: int, ranks: list[int]) -> None:
     deltas = [factors_of(seed + 10 * i, rank, 0.5 + i) for i, rank in enumerate(ranks)]
     merged = factors_of(seed + 777, 3, 2.0)
-    found = tally_of_factors(deltas, merged).relations()
+    found = relations_of_factors(deltas, merged)
     dense = [LowRank(d.up.double(), d.down.double(), d.scale).dense().view(-1) for d in (*deltas, merged)]
     naive = naive_figures(dense[:-1], dense[-1], torch.zeros(1200))
     for name in ("norms", "cosines", "sign_agreement", "merged_norm", "merged_cosines", "distances"):
@@ -132,7 +129,7 @@ def test_factors_are_as_their_products(seed: int, ranks: list[int]) -> None:
 def test_signs_of_large_products_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hubmerge.analysis.SIGN_ENTRIES", 300)
     deltas = [factors_of(i, 4, 1.0) for i in range(2)]
-    found = tally_of_factors(deltas, deltas[0]).relations()
+    found = relations_of_factors(deltas, deltas[0])
     rows = torch.arange(0, 40, 4)
     a, b = (d.dense()[rows].view(-1) for d in deltas)
     assert found.both[0, 1] == 300
@@ -231,7 +228,7 @@ def made(tensors: int = 4) -> Diagnostics:
         figures.append(
             TensorFigures(
                 f"layers.{i // 2}.w{i}.weight", "linear", i // 2 if i else None, (8, 6),
-                tally(flat, flat[0], draw(99, 48)).relations(), spectra,
+                relations(flat, flat[0], draw(99, 48)), spectra,
             )
         )  # fmt: skip
     return Diagnostics(("a", "b", "c"), "ties", "0" * 64, tuple(figures), tensors)

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from hubmerge.analysis import Diagnostics, TensorFigures, tally
+from hubmerge.analysis import Diagnostics, TensorFigures
 from hubmerge.drawing import _DARK, _LIGHT, _NAMES, MARKERS
 from hubmerge.plots import MAX_SERIES, WIDTH, Plot, _kind_labels, _nice_ticks, as_files, plots
 from hubmerge.spectra import measure_spectra
+from tests.test_analysis import relations
 
 SVG = "{http://www.w3.org/2000/svg}"
 KINDS = ("attn.q_proj", "attn.v_proj", "mlp.up_proj")
@@ -34,7 +35,7 @@ def diagnostics(
             deltas = [torch.randn(12, 10, generator=generator) + 0.2 * layer * shared for _ in tasks]
             flat = [d.view(-1) for d in deltas]
             merged = sum(flat[1:], flat[0]) * 0.3
-            found = tally(flat, merged, torch.randn(120, generator=generator)).relations()
+            found = relations(flat, merged, torch.randn(120, generator=generator))
             measured = measure_spectra(deltas, len(tasks)) if spectra and layer != 2 else None
             tensors.append(
                 TensorFigures(f"model.layers.{layer}.{kind}.weight", "linear", layer, (12, 10), found, measured)
@@ -120,7 +121,7 @@ def test_what_was_not_measured_is_not_drawn(tasks: list[str], spectra: bool, exp
 
 
 def test_tasks_that_change_nothing() -> None:
-    nothing = tally([torch.zeros(6)] * 2, torch.zeros(6), torch.ones(6)).relations()
+    nothing = relations([torch.zeros(6)] * 2, torch.zeros(6), torch.ones(6))
     zero = measure_spectra([torch.zeros(3, 2)] * 2, 2)
     found = Diagnostics(("a", "b"), "ties", "0" * 64, (TensorFigures("w", "linear", 0, (3, 2), nothing, zero),), 1)
     assert [p.path for p in plots(found)] == ["assets/cosines.svg"]
