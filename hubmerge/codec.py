@@ -204,6 +204,20 @@ class Codec(Algorithm):
             The chunk, (n,), float32; from whole tensors all of it, flat, in the stored orientation.
         """
 
+    def multiplier(self, target: Target, task: Task, p: Any, start: int) -> torch.Tensor | None:
+        """What ``decode`` multiplies the one shared part by, if that is all it does, which can then be done on the way.
+
+        Args:
+            target: As assigned.
+            task: Whose delta.
+            p: As ``fixed``.
+            start: Flat index of the chunk's first element.
+
+        Returns:
+            Factors of the elements from there on, float32, which repeat; 1 or -1, so that products are exact.
+        """
+        return None
+
     def facts(self, p: Any, stats: Any | None, count: int) -> tuple[Mapping[str, float], ...]:
         """Numbers about each of ``count`` tasks that decoding needs."""
         return ({},) * count

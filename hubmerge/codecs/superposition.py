@@ -115,6 +115,12 @@ class Superposition(Codec):
         """The sum with the task's signs, (n,)."""
         return _signed_(stored[""], target, task, p, start)
 
+    def multiplier(self, target: Target, task: Task, p: SuperpositionParams, start: int) -> torch.Tensor:
+        """The signs."""
+        if not p.signs or target.plain:
+            return torch.ones(1)
+        return _row(target, task, p, start).float()
+
     def expected_error(
         self, group: TensorGroup, target: Target, p: SuperpositionParams, encoding: Encoding | None = None
     ) -> tuple[float, ...] | None:
@@ -169,18 +175,20 @@ def _signed_(values: torch.Tensor, target: Target, task: Task, p: SuperpositionP
     """
     if not p.signs or target.plain:
         return values
-    width = target.shape[-1] if target.shape else 1
-    row = _columns(task, None if p.same_signs else target.name, width).to(values.device)
-    period, n = row.numel(), values.numel()
-    head = min(-start % period, n)
-    body = (n - head) // period * period
-    if head:
-        phase = start % period
-        values[:head].mul_(row[phase : phase + head])
-    values[head : head + body].view(-1, period).mul_(row)
-    if head + body < n:
-        values[head + body :].mul_(row[: n - head - body])
+    row = _row(target, task, p, start).to(values.device)
+    n, period = values.numel(), row.numel()
+    body = n // period * period
+    values[:body].view(-1, period).mul_(row)
+    if body < n:
+        values[body:].mul_(row[: n - body])
     return values
+
+
+def _row(target: Target, task: Task, p: SuperpositionParams, start: int) -> torch.Tensor:
+    """The signs of the columns from that element on, until they repeat; int8."""
+    row = _columns(task, None if p.same_signs else target.name, target.shape[-1] if target.shape else 1)
+    phase = start % row.numel()
+    return row.roll(-phase) if phase else row
 
 
 @lru_cache(maxsize=8192)  # whoever serves a bundle decodes the same tasks again and again

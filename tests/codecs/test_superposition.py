@@ -208,6 +208,14 @@ def test_a_chunk_has_the_signs_of_its_columns(width: int, start: int, length: in
     found = CODEC.decode({"": torch.ones(length)}, target, task, CODEC.parameters(), start=start)
     row = torch.from_numpy(signs(stream_key("signs", 1, 3, "w"), width)).float()
     assert torch.equal(found, row[torch.arange(start, start + length) % width])
+    factors = CODEC.multiplier(target, task, CODEC.parameters(), start)
+    assert torch.equal(found, factors[torch.arange(length) % len(factors)])
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_what_has_no_signs_is_multiplied_by_1(plain: bool) -> None:
+    target, p = Target("w", (4, 6), "linear", plain=plain), CODEC.parameters(signs=plain)
+    assert CODEC.multiplier(target, Task(3, 1), p, 0).tolist() == [1]
 
 
 # --- layers -----------------------------------------------------------------------------------------------------
