@@ -12,14 +12,17 @@ import pytest
 import torch
 import transformers as tf
 from huggingface_hub import HfApi, ModelCard, snapshot_download
+from torch.testing import assert_close
 
 import hubmerge
 from hubmerge.bundles.lifecycle import Running
+from hubmerge.codecs import get_codec
 from hubmerge.engine import Progress
 from hubmerge.errors import TargetMovedError
 from hubmerge.localhub import LocalHub
 from tests.bundles import scene
 from tests.bundles.scene import HEAD, bundle, done, given_back, manifest, recipe_file, save, shared, stored, values
+from tests.bundles.test_round_trips import expected, predict
 from tests.end_to_end import support
 from tests.end_to_end.support import Town
 from tests.merge.models import FAMILIES, LABELS, build
@@ -141,8 +144,11 @@ def test_a_retrieved_model_loads_and_can_be_published_again(town: Town, tmp_path
     assert (tmp_path / "out" / "tokenizer_config.json").read_bytes() == (
         tunes[1] / "tokenizer_config.json"
     ).read_bytes()
-    with torch.no_grad():
-        assert torch.isfinite(found(**FAMILIES["bert"].inputs).logits).all()
+    naive = tf.BertForSequenceClassification.from_pretrained(tunes[1])
+    before = predict(naive, FAMILIES["bert"].inputs)
+    naive.load_state_dict(expected(get_codec("superposition"), base, tunes, storage="int8")["task1"])
+    assert_close(predict(found, FAMILIES["bert"].inputs), predict(naive, FAMILIES["bert"].inputs), rtol=0, atol=2e-6)
+    assert (predict(naive, FAMILIES["bert"].inputs) - before).abs().max() > 1e-4
 
 
 # --- what is published ------------------------------------------------------------------------------------------
