@@ -449,7 +449,8 @@ def _run(
     engine.run()
     written: dict[str, Written] = {}
     lost: dict[str, tuple[float, float]] = {}
-    for part, squares, measured in ranks.gather((sink.written, engine.truncation, meter and meter.found())):
+    mine = meter.found() if meter is not None else None
+    for part, squares, measured in ranks.gather((sink.written, engine.truncation, mine)):
         written |= {w.path: w for w in part}
         lost |= squares
         if meter is not None and measured is not None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -115,19 +115,28 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
+@contextlib.contextmanager
 def torchrun(
     folder: Path, arguments: Arguments, environment: Mapping[str, str], count: int = 2
-) -> subprocess.Popen[str]:
-    """Start the command under torchrun, in a fresh folder; output and errors come together."""
+) -> Iterator[subprocess.Popen[str]]:
+    """The command under torchrun, in a fresh folder; output and errors come together."""
     folder.mkdir(parents=True)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
     command = [*launcher, "--master-port", free_port(), "-m", "hubmerge", *map(str, arguments)]
     # Where this process imports hubmerge from, its children do.
     own = {"TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    environment = {**os.environ, **environment, **own}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, **environment, **own},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as started:
+        try:
+            yield started
+        finally:
+            started.terminate()  # and it ends its children
 
 
 def rank_of(launcher: subprocess.Popen[str], rank: int) -> int:
