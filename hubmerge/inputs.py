@@ -75,16 +75,18 @@ class Inputs:
         self._lock = threading.Lock()
         self._ahead = Ahead()
         self._wanted = {s: self._read_of(s) for s in range(-1, len(plan.models))}
-        self._room_bytes = _free_bytes(hub) - output_bytes
-        if max_disk_bytes is not None:
-            self._room_bytes = min(self._room_bytes, max_disk_bytes)
+        # The Hub's client is not loaded for folders alone.
+        afar = any(plan.pinned(s).commit is not None for s in range(-1, len(plan.models)))
+        free = _free_bytes(hub) - output_bytes if afar else 0
+        self._room_bytes = free if max_disk_bytes is None else min(free, max_disk_bytes)
         self.stored_bytes = 0
         """What was downloaded into the cache so far."""
         self._stream = {s: self._streams(s, fetch) for s in range(-1, len(plan.models))}
-        missing = sorted({plan.pinned(s).repo for s in self._stream if self._missing_bytes(s)})
-        if fetch == "cache" and missing and self._room_bytes < 0:
+        missing = {s: self._missing_bytes(s) for s in self._stream} if fetch == "cache" else {}
+        if any(missing.values()) and self._room_bytes < 0:
+            repos = sorted({plan.pinned(s).repo for s, size_bytes in missing.items() if size_bytes})
             raise BudgetError(
-                f"{', '.join(missing)}: {size(sum(map(self._missing_bytes, self._stream)))} to download, "
+                f"{', '.join(repos)}: {size(sum(missing.values()))} to download, "
                 f"{size(-self._room_bytes)} more than the disk has room for, or than may be used of it",
                 hint="give --fetch stream, which stores no input; or free some space, or raise --max-disk, "
                 f"by {size(-1.005 * self._room_bytes)}",

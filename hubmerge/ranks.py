@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from hubmerge.errors import HubMergeError, RankError, SpoiledError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -141,6 +142,8 @@ class _Sign:
     text: str = ""
 
     def encoded(self) -> torch.Tensor:
+        import torch
+
         content = bytes([self.state]) + self.text.encode()[: _ROW_BYTES - 1]
         return torch.frombuffer(bytearray(content.ljust(_ROW_BYTES, b"\0")), dtype=torch.uint8)
 
@@ -334,6 +337,7 @@ class Launched(Ranks):
 
     def _round(self) -> list[_Sign]:
         """Every rank's sign: all send theirs to the first rank, which sends all of them back."""
+        import torch
         import torch.distributed as dist
 
         table = torch.zeros(self.size, _ROW_BYTES, dtype=torch.uint8)

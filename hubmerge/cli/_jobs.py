@@ -102,11 +102,11 @@ def push(
     if not yes:
         _ask(found.highest_cost_usd)
     job = remote.submit(found, hub)
-    _output.note(f"started {job.url}")
-    if as_json:
-        _output.json_data({"job": job.id, "url": job.url, "highest_cost_usd": found.highest_cost_usd})
     try:
         with _signals.terminable():
+            _output.note(f"started {job.url}")
+            if as_json:
+                _output.json_data({"job": job.id, "url": job.url, "highest_cost_usd": found.highest_cost_usd})
             for line in remote.follow(job, hub):
                 if not quiet:
                     _output.note(line) if as_json else _output.data(line)

@@ -171,7 +171,8 @@ def _groups(targets: Sequence[Target]) -> dict[tuple[str, tuple[int, ...]], list
 def _signed_(values: torch.Tensor, target: Target, task: Task, p: SuperpositionParams, start: int) -> torch.Tensor:
     """The values (n,), elements of the target from ``start`` on, times their columns' signs, in place.
 
-    Columns are the last stored dimension: the inputs of a linear layer, the outputs of one stored [in, out].
+    Columns are the last stored dimension: the inputs of a linear layer, the outputs of one stored [in, out]; of a
+    convolution, all that goes into an output, (in, height, width): a kernel's width alone would be a handful of signs.
     """
     if not p.signs or target.plain:
         return values
@@ -186,9 +187,14 @@ def _signed_(values: torch.Tensor, target: Target, task: Task, p: SuperpositionP
 
 def _row(target: Target, task: Task, p: SuperpositionParams, start: int) -> torch.Tensor:
     """The signs of the columns from that element on, until they repeat; int8."""
-    row = _columns(task, None if p.same_signs else target.name, target.shape[-1] if target.shape else 1)
+    row = _columns(task, None if p.same_signs else target.name, _width(target.shape))
     phase = start % row.numel()
     return row.roll(-phase) if phase else row
+
+
+def _width(shape: Sequence[int]) -> int:
+    """Number of columns."""
+    return math.prod(shape[1:]) if len(shape) > 2 else math.prod(shape[-1:])
 
 
 @lru_cache(maxsize=8192)  # whoever serves a bundle decodes the same tasks again and again

@@ -112,10 +112,14 @@ class CheckedSource(ByteSource):
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
-            for piece in self._early.values():
-                self._ahead.give_back(len(piece))
-            self._early.clear()
+        # Somebody whose server has fallen silent may be in there: who closes does not wait for that.
+        if self._lock.acquire(blocking=False):
+            try:
+                for piece in self._early.values():
+                    self._ahead.give_back(len(piece))
+                self._early.clear()
+            finally:
+                self._lock.release()
         self._source.close()
 
     def _hash(self, data: memoryview | bytes) -> None:

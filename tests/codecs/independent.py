@@ -146,6 +146,8 @@ def delta(
         if target.plain or not p["signs"]:
             return values
         width = target.shape[-1] if target.shape else 1
+        for size in target.shape[1:-1]:
+            width *= size
         own = () if p["same_signs"] else (name,)
         row = signs(stream_key("signs", bundle.seed, task, *own), width)
         return [x * row[i % width] for i, x in enumerate(values)]

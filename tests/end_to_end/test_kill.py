@@ -278,7 +278,7 @@ def test_killed_at_every_step(world: World) -> None:
 @pytest.mark.parametrize(
     ("number", "method", "path", "skip"),
     [
-        (signal.SIGINT, "GET", "^/_cdn/", 24),
+        (signal.SIGINT, "GET", "^/_cdn/", 36),
         (signal.SIGTERM, "PUT", "^/_lfs/", 2),
         (signal.SIGINT, "POST", "/commit/hubmerge/stage-", 1),
         (signal.SIGTERM, "POST", "/commit/main", 0),

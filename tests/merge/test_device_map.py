@@ -40,7 +40,7 @@ def spread(monkeypatch: pytest.MonkeyPatch) -> Spread:
     def use(lanes: Sequence[Lane]) -> list[DeviceMap]:
         made: list[DeviceMap] = []
 
-        def device_map(plan: Plan, device: str, limits: Any) -> DeviceMap:
+        def device_map(plan: Plan, *_: object) -> DeviceMap:
             made.append(devices.assign(plan, lanes))
             return made[-1]
 
