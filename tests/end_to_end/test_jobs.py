@@ -125,7 +125,7 @@ def test_a_hub_without_jobs_and_a_lost_reply(
 
 
 def test_interrupted_while_following_the_job_goes_on(town: Town) -> None:
-    town.hub.limits.read_bytes_s = 2_000
+    town.hub.limits.read_bytes_s = 10_000
     command = [sys.executable, "-m", "hubmerge", "push", *FLAGS, "--to", TARGET, "--on", "jobs", "--yes"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stderr is not None

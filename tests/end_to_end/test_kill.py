@@ -223,7 +223,7 @@ def kill_at_random(world: World, kills: int, per_push: int, seed: int) -> None:
         done += series.kills
 
 
-@new_or_existing
+@pytest.mark.parametrize("world", ["new", pytest.param("existing", marks=pytest.mark.slow)], indirect=True)
 def test_killed_at_random_moments(world: World) -> None:
     kill_at_random(world, kills=3, per_push=3, seed=1)
 

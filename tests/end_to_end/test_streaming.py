@@ -68,7 +68,9 @@ def assert_one_shard_at_a_time(watch: Watch, town: Town) -> None:
         assert sample.size_bytes <= largest + SMALL_FILES_BYTES, sample
 
 
-@pytest.mark.parametrize(("method", "passes"), [("task_arithmetic", 1), ("ties", 6)])
+@pytest.mark.parametrize(
+    ("method", "passes"), [("task_arithmetic", 1), pytest.param("ties", 6, marks=pytest.mark.slow)]
+)
 def test_no_input_touches_the_disk(
     method: str, passes: int, town: Town, home: tuple[Path, Path], tmp_path: Path
 ) -> None:
