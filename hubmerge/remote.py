@@ -13,7 +13,7 @@ from hubmerge.hub.jobs import Flavor, Job, Jobs
 from hubmerge.recipe import Recipe
 
 FLAVOR = "cpu-upgrade"
-"""Two cores of the cheapest machine would take hours for a model of 8B."""
+"""More cores than the cheapest machine's two."""
 IMAGE = "python:3.12"
 TIMEOUT_S = 2 * 3600
 _RECIPE = "HUBMERGE_RECIPE"

@@ -20,6 +20,7 @@ from hubmerge.io.header import read_header
 from hubmerge.io.local import FileSource, sha256_of
 from hubmerge.lock import LOCK_NAME, Lock, Source, environment
 from hubmerge.markdown import one_line
+from hubmerge.plots import FIGURES_NAME
 from hubmerge.recipe import Recipe
 from hubmerge.spec import ByteSource, TensorSpec
 from hubmerge.verification import Place, lock_of, open_place
@@ -100,7 +101,7 @@ class Reproduction:
             lines = [f"NOT REPRODUCED: {where}: {sum(not f.ok for f in self.files)} of {count} are not the same"]
         lines += [f"  {f}" for f in self.files if f.outcome != "identical"]
         lines += [f"  note: {n} {was} then, {now} now" for n, (was, now) in self.other_versions.items()]
-        lines += [f"  not compared: {', '.join((*_ABOUT_ITSELF, LOCK_NAME))}"]
+        lines += [f"  not compared: {', '.join((*_ABOUT_ITSELF, LOCK_NAME))}, diagnostics"]
         return "\n".join(lines)
 
 
@@ -191,7 +192,7 @@ def _compare(lock: Lock, place: Place, folder: Path) -> Iterator[Compared]:
     new = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     for file in lock.outputs:
         path = new.pop(file.path, None)
-        if file.path in _ABOUT_ITSELF:
+        if file.path in _ABOUT_ITSELF or _is_diagnostic(file.path):
             continue
         if path is None:
             yield Compared(file.path, "missing")
@@ -202,6 +203,11 @@ def _compare(lock: Lock, place: Place, folder: Path) -> Iterator[Compared]:
         else:
             yield Compared(file.path, "different")
     yield from (Compared(path, "extra") for path in sorted(new.keys() - {LOCK_NAME, *_ABOUT_ITSELF}))
+
+
+def _is_diagnostic(path: str) -> bool:
+    """Figures about the merge, and their plots: no part of the model, and not made again."""
+    return path == FIGURES_NAME or (path.startswith("assets/") and path.endswith(".svg"))
 
 
 def _compare_tensors(path: str, place: Place, new: Path) -> Compared:

@@ -36,7 +36,9 @@ def push(method: str, *flags: str) -> None:
     assert done.code == 0, done.text
 
 
-@pytest.mark.parametrize(("method", "flags"), [("dare_ties", ("--seed", "7")), ("tsv_merge", ()), ("ties", ())])
+@pytest.mark.parametrize(
+    ("method", "flags"), [("dare_ties", ("--seed", "7", "--diagnostics")), ("tsv_merge", ()), ("ties", ())]
+)
 def test_the_same_bytes_from_the_commits_of_then(
     method: str, flags: tuple[str, ...], town: Town, tmp_path: Path
 ) -> None:
