@@ -9,7 +9,7 @@ orthonormal factors of its two sides (as in Core Space, arXiv 2509.17786), exact
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -302,20 +302,23 @@ def joint_svd(deltas: Sequence[Delta], cutoff: float) -> JointSvd:
     m, n = shape_of(deltas[0])
     precision = dtype_of(deltas[0])
     tolerance = max(cutoff, rank_tolerance((m, n * len(deltas)), precision))
-    left, values, parts = _side_by_side([columns for columns, _ in thin], tolerance, precision)
+    left, values, write = _side_by_side([columns for columns, _ in thin], tolerance, precision)
     noise = rank_tolerance((m, n * len(deltas)), torch.float64) * values[:1] / values
     rows = left.new_empty(len(deltas), len(values), n)
-    for row, part, (_, basis) in zip(rows, parts, thin, strict=True):
+    for i, (row, (columns, basis)) in enumerate(zip(rows, thin, strict=True)):
+        part = row if basis is None else left.new_empty(len(values), columns.shape[1])
+        write(i, part)
         # A delta that has no part in a vector gets exact zeros there: renormalised, rounding errors would count.
-        part.masked_fill_((torch.linalg.vector_norm(part, dim=1) <= noise)[:, None], 0.0)
-        row.copy_(part if basis is None else part @ basis.T)
+        part[torch.linalg.vector_norm(part, dim=1) <= noise] = 0.0
+        if basis is not None:
+            torch.mm(part, basis.T, out=row)
     return JointSvd(left, values, rows)
 
 
 def _side_by_side(
     blocks: Sequence[torch.Tensor], tolerance: float, precision: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, Iterable[torch.Tensor]]:
-    """Left vectors and values of ``[… block …]``, and each block's part (q, c) of the right ones, made when asked for.
+) -> tuple[torch.Tensor, torch.Tensor, Callable[[int, torch.Tensor], object]]:
+    """Left vectors and values of ``[… block …]``, and what writes block i's part of the right ones into (q, c).
 
     As ``truncated_svd`` does it; through the Gram matrix, the blocks need not be put together in float64.
     """
@@ -326,10 +329,12 @@ def _side_by_side(
             total += gram_matrix(block.double().T)
         values, left = roots(total, width, m, tolerance)
         if len(values):
-            return left, values, ((left.T @ block.double()).div_(values[:, None]) for block in blocks)
+            onto = (left / values).T
+            return left, values, lambda i, out: torch.mm(onto, blocks[i].double(), out=out)
     stacked = torch.cat([b.double() for b in blocks], dim=1)
     found = truncated_svd(stacked, tolerance=tolerance, precision=precision)
-    return found.left, found.values, torch.split(found.right, [b.shape[1] for b in blocks], dim=1)
+    parts = torch.split(found.right, [b.shape[1] for b in blocks], dim=1)
+    return found.left, found.values, lambda i, out: out.copy_(parts[i])
 
 
 def _columns(delta: Delta) -> tuple[torch.Tensor, torch.Tensor | None]:

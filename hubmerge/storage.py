@@ -127,7 +127,7 @@ class Int8Form(Form):
         """Integers times scales."""
         integers, scales = stored
         out = _buffer(integers, n, torch.float32) if out is None else out
-        return _scaled_(out.copy_(integers), scales.float())
+        return _scaled_(out.copy_(integers), scales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +225,9 @@ def _quantised(values: torch.Tensor, levels: int, name: str) -> tuple[torch.Tens
 
 def _scaled_(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Multiply each block of the values (n,) by its scale, in place."""
+    if len(values) == len(scales) * BLOCK:
+        values.view(-1, BLOCK).mul_(scales.unsqueeze(1))
+        return values
     whole = len(values) // BLOCK * BLOCK
     values[:whole].view(-1, BLOCK).mul_(scales[: whole // BLOCK, None])
     if whole < len(values):

@@ -10,6 +10,7 @@ Where all values are at hand, ``keep_largest_`` makes the same selection without
 
 from __future__ import annotations
 
+import math
 import sys
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -28,6 +29,11 @@ SAMPLE_ALIGN = 8
 """Sampled grains are multiples of this one: chunks of 1, 2, 4 or 8 grains begin with them."""
 MIN_SAMPLE = 4096
 """Fewer sampled elements than this predict nothing."""
+_STRIDE = 61
+"""Where all values are at hand, one in this many is sampled; prime, so that no column of a matrix is left out."""
+_DEVIATIONS = 6
+"""How many standard deviations of a sample's rank a window is wide, on either side."""
+_PART = 1 << 18
 
 Ranks: TypeAlias = Callable[[Any, int], Sequence[int]]
 """From a pool's settings and size: how many elements lie above each of its cuts."""
@@ -203,22 +209,56 @@ def keep_largest_(values: torch.Tensor, count: int, *, all_ties: bool = False) -
         return values
     if count == 0:
         return values.zero_()
-    threshold = _kth_magnitude(values, count)
-    magnitudes = values.abs().view(-1)
-    dropped = magnitudes < threshold
-    if not all_ties:
-        ties = (magnitudes == threshold).nonzero().view(-1)
-        dropped[ties[count - int((magnitudes > threshold).sum()) :]] = True
-    return values.masked_fill_(dropped.view(values.shape), 0.0)
+    flat = values.view(-1)
+    threshold, larger, equal = _kth_magnitude(flat, count)
+    if not all_ties and equal > count - larger:
+        ties = flat.abs().eq(float(threshold)).nonzero().view(-1)
+        flat[ties[count - larger :]] = 0.0
+    below = np.nextafter(threshold, 0.0)
+    for part in _parts(flat):
+        torch.hardshrink(part, float(below), out=part)
+    return values
 
 
-def _kth_magnitude(values: torch.Tensor, k: int) -> float:
-    magnitudes = values.abs().view(-1)
-    if magnitudes.device.type != "cpu":
-        return float(magnitudes.kthvalue(magnitudes.numel() - k + 1).values)
-    ranked = magnitudes.numpy()
-    ranked.partition(len(ranked) - k)  # in place: here kthvalue would take three times the memory
-    return float(ranked[len(ranked) - k])
+def _kth_magnitude(flat: torch.Tensor, k: int) -> tuple[np.floating[Any], int, int]:
+    """The k-th largest magnitude of (n,), 1 ≤ k ≤ n, in its dtype; how many are larger, and how many equal it.
+
+    A sample tells where to look; if the magnitude is not there, or the values are few, it is looked for everywhere.
+    """
+    low, high = _window(flat, k)
+    found = [part.abs() for part in _parts(flat)] if high == math.inf else []
+    above = 0
+    if not found:
+        for part in _parts(flat):
+            magnitudes = part.abs()
+            above += int((magnitudes > high).sum())
+            found.append(magnitudes[(magnitudes >= low) & (magnitudes <= high)])
+        if not 0 < k - above <= sum(len(f) for f in found):
+            above, found = 0, [part.abs() for part in _parts(flat)]
+    ranked = torch.cat(found).cpu().numpy()
+    place = len(ranked) - (k - above)
+    ranked.partition(place)
+    threshold = ranked[place]
+    # Behind its place stand the larger ones and others that equal it.
+    larger = int((ranked[place:] > threshold).sum())
+    return threshold, above + larger, int((ranked == threshold).sum())
+
+
+def _window(flat: torch.Tensor, k: int) -> tuple[float, float]:
+    """Between which magnitudes the k-th largest lies, as far as a sample tells; 0 and infinity if it is too small."""
+    sample = flat[::_STRIDE].abs().cpu().numpy()
+    size = len(sample)
+    if size < MIN_SAMPLE:
+        return 0.0, math.inf
+    rank, margin = k * size / len(flat), _DEVIATIONS * math.sqrt(size) / 2
+    last, first = size - int(rank - margin), size - int(rank + margin)
+    sample.sort()
+    return float(sample[first]) if first > 0 else 0.0, float(sample[min(last, size - 1)])
+
+
+def _parts(flat: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Pieces that stay in a processor's cache; elsewhere, all at once."""
+    return torch.split(flat, _PART) if flat.device.type == "cpu" else (flat,)
 
 
 def _sampled(name: str, start: int, stop: int) -> range:

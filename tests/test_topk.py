@@ -173,8 +173,21 @@ def test_what_tensors_are_turned_into_is_ranked_without_a_sample(
 @given(st.lists(st.one_of(values, few_values), max_size=60), st.integers(0, 62), st.booleans())
 def test_values_at_hand_are_selected_as_by_sorting(some: list[float], k: int, all_ties: bool) -> None:
     given_ = torch.tensor(some)
-    kept = keep_largest_(given_.clone().view(1, -1), k, all_ties=all_ties).view(-1)
+    with mock.patch.multiple(topk, MIN_SAMPLE=3, _STRIDE=3, _DEVIATIONS=1, _PART=7):
+        kept = keep_largest_(given_.clone().view(1, -1), k, all_ties=all_ties).view(-1)
     assert torch.equal(kept, by_sorting([given_], k, all_ties=all_ties)[0])
+
+
+@pytest.mark.parametrize("shape", ["normal", "few values", "a sample that misleads"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_values_at_hand_are_selected_as_by_sorting(dtype: torch.dtype, shape: str) -> None:
+    given_ = torch.randn(700_001, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    if shape == "few values":
+        given_ = given_.mul_(3).round_()
+    if shape == "a sample that misleads":
+        given_[:: topk._STRIDE] *= 1000.0
+    for k in (1, 7, 140_000, 690_000, 700_000):
+        assert torch.equal(keep_largest_(given_.clone(), k), by_sorting([given_], k)[0]), k
 
 
 def test_settings_that_differ_rank_apart() -> None:

@@ -20,6 +20,7 @@ from hubmerge.bundles.store import DAMAGED, Bundle, digest_of, pinned_again
 from hubmerge.bundles.stream import Encoder, Findings
 from hubmerge.bundles.terms import LOCAL, Publication, bundle_license
 from hubmerge.card import HUB_URL
+from hubmerge.companions import CARD_NAME, RECIPE_NAME
 from hubmerge.engine import Progress
 from hubmerge.errors import AccessError, IntegrityError, SourceError, TransportError, UsageError
 from hubmerge.hub import Hub
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
     from hubmerge.recipe import Recipe
 
-CARD_NAME = "README.md"
-RECIPE_NAME = "hubmerge.yaml"
 _MADE_ANEW = frozenset({MANIFEST_NAME, LOCK_NAME, CARD_NAME, RECIPE_NAME})
 
 

@@ -23,7 +23,7 @@ from hubmerge.codec import Part, Target
 from hubmerge.ranking import GRAIN
 from hubmerge.reader import Scratch
 from hubmerge.spec import LowRank, PinnedModel, TensorSpec
-from hubmerge.storage import Stored
+from hubmerge.storage import BLOCK, Stored
 
 CHUNK = 32 * GRAIN
 """Four times that of a bundle's other readers: threads pay for every turn they take in the interpreter."""
@@ -166,7 +166,13 @@ class TaskWeights:
         whole = weight.factors is not None or (
             weight.target is not None and self._files.codec.whole(self._files.params)
         )
-        size, step = weight.values.numel(), weight.values.numel() if whole else CHUNK
+        size, step = weight.values.numel(), weight.values.numel()
+        if not whole and size > CHUNK:
+            row = self._multiplier(weight, 0)
+            # Chunks of whole rows, if their signs repeat so that blocks of stored values begin with them.
+            grain = BLOCK if row is None or row.numel() % BLOCK else row.numel()
+            step = -(-size // -(-size // CHUNK))  # as many chunks as needed, alike
+            step = -(-step // grain) * grain
         return [(a, min(a + step, size)) for a in range(0, size, max(step, 1))]
 
     def write(self, weight: Weight, start: int, out: torch.Tensor, scale: float, scratch: Scratch) -> None:
@@ -237,6 +243,9 @@ def _add_products(base: torch.Tensor, values: torch.Tensor, row: torch.Tensor, o
     """``out = base + values · row``, (n,), where the row repeats; the memory is passed once."""
     n, period = values.numel(), row.numel()
     body = n // period * period
+    if body == n:
+        torch.addcmul(base.view(-1, period), values.view(-1, period), row, out=out.view(-1, period))
+        return
     if body:
         rows = [t[:body].view(-1, period) for t in (base, values, out)]
         torch.addcmul(rows[0], rows[1], row, out=rows[2])

@@ -119,7 +119,7 @@ class Superposition(Codec):
         """The signs."""
         if not p.signs or target.plain:
             return torch.ones(1)
-        return _row(target, task, p, start).float()
+        return _factors(task, None if p.same_signs else target.name, _width(target.shape), start)
 
     def expected_error(
         self, group: TensorGroup, target: Target, p: SuperpositionParams, encoding: Encoding | None = None
@@ -187,9 +187,18 @@ def _signed_(values: torch.Tensor, target: Target, task: Task, p: SuperpositionP
 
 def _row(target: Target, task: Task, p: SuperpositionParams, start: int) -> torch.Tensor:
     """The signs of the columns from that element on, until they repeat; int8."""
-    row = _columns(task, None if p.same_signs else target.name, _width(target.shape))
+    return _from(_columns(task, None if p.same_signs else target.name, _width(target.shape)), start)
+
+
+def _from(row: torch.Tensor, start: int) -> torch.Tensor:
     phase = start % row.numel()
     return row.roll(-phase) if phase else row
+
+
+@lru_cache(maxsize=8192)
+def _factors(task: Task, name: str | None, width: int, start: int) -> torch.Tensor:
+    """The signs of the columns from that element on, until they repeat; float32, read-only."""
+    return _from(_columns(task, name, width), start).float()
 
 
 def _width(shape: Sequence[int]) -> int:

@@ -13,6 +13,9 @@ from hubmerge.linalg import Delta, averaged, delta_of, is_matrix, joint_svd
 from hubmerge.spec import LowRank, Method, Params, TensorGroup
 from hubmerge.topk import keep_largest_
 
+_COLUMNS = 1 << 15
+"""So many at once stay in a processor's cache."""
+
 
 class DrmParams(Params):
     """Parameters of ``drm``."""
@@ -94,8 +97,12 @@ def _average_of_elected(values: torch.Tensor, weights: Sequence[float]) -> torch
     Entries that cancel exactly elect no sign and give 0: in a basis of singular vectors, whose signs are arbitrary,
     a majority over other entries would be arbitrary too.
     """
-    sign = values.sum(dim=0).sign_()
-    factors = torch.tensor(weights, dtype=values.dtype).to(values.device).view(-1, *[1] * sign.ndim)
-    agreeing = values.mul_(sign).relu_().mul_(factors)
-    counts = (agreeing != 0).sum(dim=0).clamp_(min=1)
-    return agreeing.sum(dim=0).div_(counts).mul_(sign)
+    flat, merged = values.view(len(values), -1), torch.empty_like(values[0])
+    factors = torch.tensor(weights, dtype=values.dtype).to(values.device).view(-1, 1)
+    step = _COLUMNS if values.device.type == "cpu" else flat.shape[1]
+    for part, out in zip(torch.split(flat, step, dim=1), torch.split(merged.view(-1), step), strict=True):
+        sign = part.sum(dim=0).sign_()
+        agreeing = part.mul_(sign).relu_().mul_(factors)
+        counts = (agreeing != 0).sum(dim=0).clamp_(min=1)
+        torch.sum(agreeing, dim=0, out=out).div_(counts).mul_(sign)
+    return merged

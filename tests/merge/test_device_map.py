@@ -44,7 +44,7 @@ def spread(monkeypatch: pytest.MonkeyPatch) -> Spread:
             made.append(devices.assign(plan, lanes))
             return made[-1]
 
-        monkeypatch.setattr("hubmerge.api.device_map", device_map)
+        monkeypatch.setattr("hubmerge.running.device_map", device_map)
         return made
 
     return use

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 import hubmerge
 from hubmerge.api import RunOptions
-from hubmerge.engine import GRAIN
 from hubmerge.localhub import LocalHub
 from hubmerge.methods import all_methods
+from hubmerge.ranking import GRAIN
 from tests.merge.models import stored
 
 SHAPES = {

@@ -1,0 +1,63 @@
+"""The small files of a merged model: copies, licences, recipe, diagnostics, card, and the lock over all of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hubmerge.card import HUB_URL, CardFacts, render_card
+from hubmerge.hub import Hub
+from hubmerge.inputs import read_small
+from hubmerge.licenses import NOTICE_NAME, kept_files, notice, own_texts
+from hubmerge.lock import LOCK_NAME, build_lock, dumps, portable_recipe
+from hubmerge.output import Written
+from hubmerge.plots import as_files
+from hubmerge.recipe import Recipe
+from hubmerge.spec import Plan, Truncation
+
+if TYPE_CHECKING:
+    from hubmerge.measuring import Meter
+
+RECIPE_NAME = "hubmerge.yaml"
+CARD_NAME = "README.md"
+
+
+def companions(
+    recipe: Recipe,
+    planned: Plan,
+    hub: Hub,
+    written: list[Written],
+    truncation: Truncation | None,
+    license_check: Mapping[str, Any],
+    repo: str | None = None,
+    meter: Meter | None = None,
+) -> dict[str, bytes]:
+    """The small files of the result: copies, licences, recipe, card, and the lock over all of them."""
+    files: dict[str, bytes] = {}
+    for f in planned.files:
+        if f.content is not None:
+            files[f.path] = f.content
+        else:
+            assert f.source is not None
+            files[f.path] = read_small(planned.pinned(f.source), hub, f.path)
+    files |= kept_files(planned.base, planned.models)
+    portable = portable_recipe(planned, recipe.normalized())
+    files[RECIPE_NAME] = Recipe.from_data(portable).to_yaml().encode()
+    # A card that is published links to where it is published; one in a folder to the Hub that everyone knows.
+    measured = meter.diagnostics() if meter is not None else None
+    facts = CardFacts(planned, recipe, repo, hub.endpoint if repo else HUB_URL, truncation, measured)
+    files |= as_files(measured) if measured is not None else {}
+    files[CARD_NAME] = render_card(facts).encode()
+    files |= own_texts(facts.license)
+    if (text := notice(facts.license, files.get(NOTICE_NAME, b""))) is not None:
+        files[NOTICE_NAME] = text
+    lock = build_lock(planned, recipe.normalized(), all_written(written, files), license_check)
+    files[LOCK_NAME] = dumps(lock).encode()
+    return files
+
+
+def all_written(written: list[Written], files: Mapping[str, bytes]) -> tuple[Written, ...]:
+    """All files of the result, by path."""
+    small = [Written(path, len(content), hashlib.sha256(content).hexdigest()) for path, content in files.items()]
+    return tuple(sorted([*written, *small], key=lambda w: w.path))

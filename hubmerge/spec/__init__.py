@@ -1,0 +1,57 @@
+"""The value types and protocols that all layers share: what a tensor, a model, a method and a plan are."""
+
+from hubmerge.spec.inputs import (
+    DTYPE_BY_TORCH_NAME,
+    DTYPES,
+    AdapterPart,
+    ByteSource,
+    Dtype,
+    FileSpec,
+    Kind,
+    PinnedModel,
+    TensorSpec,
+    natural_key,
+)
+from hubmerge.spec.methods import Algorithm, LowRank, Method, Params, Scope, Stats, TensorGroup
+from hubmerge.spec.plan import (
+    FactorPair,
+    Input,
+    OutputFile,
+    Plan,
+    Problem,
+    Settings,
+    SmallFile,
+    TensorJob,
+    Truncation,
+    is_factored,
+)
+
+__all__ = [
+    "DTYPES",
+    "DTYPE_BY_TORCH_NAME",
+    "AdapterPart",
+    "Algorithm",
+    "ByteSource",
+    "Dtype",
+    "FactorPair",
+    "FileSpec",
+    "Input",
+    "Kind",
+    "LowRank",
+    "Method",
+    "OutputFile",
+    "Params",
+    "PinnedModel",
+    "Plan",
+    "Problem",
+    "Scope",
+    "Settings",
+    "SmallFile",
+    "Stats",
+    "TensorGroup",
+    "TensorJob",
+    "TensorSpec",
+    "Truncation",
+    "is_factored",
+    "natural_key",
+]
