@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubmerge import staging
+from hubmerge.card import CardFacts
 from hubmerge.companions import all_written, companions
 from hubmerge.devices import device_map
 from hubmerge.errors import UsageError
+from hubmerge.evaluation import compare
 from hubmerge.hub import Hub
 from hubmerge.inputs import Inputs
 from hubmerge.journal import Resumable, resumable
@@ -105,14 +107,16 @@ def merge(
     overwrite: bool = False,
     resume: bool = True,
     diagnostics: bool = False,
+    evaluations: Sequence[str] = (),
     progress: Callable[[Progress], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Result:
     """Merge into a local folder, which appears under its name only when everything in it is whole.
 
     A run that ends early leaves its finished files beside the folder, and the next one of the same plan takes them
-    over, unless ``resume`` is False. With ``diagnostics``, how the tasks lie to one another is measured and shown.
-    Several processes that call this with their ``ranks`` share the work, and all get the result.
+    over, unless ``resume`` is False. With ``diagnostics``, how the tasks lie to one another is measured and shown;
+    ``evaluations`` are files of results for the card, as ``--eval`` takes them. Several processes that call this with
+    their ``ranks`` share the work, and all get the result.
 
     Raises:
         HubMergeError: What went wrong; nothing stands under the folder's name.
@@ -121,6 +125,7 @@ def merge(
     hub = hub or Hub()
     options = share_of(options or RunOptions(), ranks)
     planned = runnable(plan(recipe, hub=hub))
+    results = compare(evaluations, (str(out), str(Path(out).resolve())), CardFacts(planned, recipe).parents)
     clock.lap("plan_s")
     needed = sum(o.size_bytes for o in planned.outputs)
     meter = meter_for(planned, recipe, options) if diagnostics else None
@@ -134,7 +139,9 @@ def merge(
         clock.lap("merge_s")
         terms = derive_license(planned, recipe.card)
         check = terms.record(accepted_risk=False)
-        files = ranks.from_first(lambda: companions(recipe, planned, hub, sink.written, truncation, check, meter=meter))
+        files = ranks.from_first(
+            lambda: companions(recipe, planned, hub, sink.written, truncation, check, meter=meter, results=results)
+        )
         sink.commit(files)
         written = all_written(sink.written, files)
     clock.lap("publish_s")
@@ -150,6 +157,7 @@ def push(
     hub: Hub | None = None,
     resume: bool = True,
     diagnostics: bool = False,
+    evaluations: Sequence[str] = (),
     progress: Callable[[Progress], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Result:
@@ -157,8 +165,8 @@ def push(
 
     Finished shards are staged in a branch of the target's repository. A run that ends early leaves them there, and
     the next one of the same plan, on any machine, takes them over, unless ``resume`` is False. With ``diagnostics``,
-    how the tasks lie to one another is measured and shown. Several processes that call this with their ``ranks`` share
-    the work, and all get the result.
+    how the tasks lie to one another is measured and shown; ``evaluations`` are files of results for the card, as
+    ``--eval`` takes them. Several processes that call this with their ``ranks`` share the work, and all get the result.
 
     Raises:
         LicenseError: The parents' licences forbid it; nothing was created.
@@ -169,6 +177,7 @@ def push(
     options = share_of(options or RunOptions(), ranks)
     target = PushTarget(target) if isinstance(target, str) else target
     planned = runnable(plan(recipe, hub=hub))
+    results = compare(evaluations, (target.repo,), CardFacts(planned, recipe).parents)
     terms = derive_license(planned, recipe.card, target.repo)
     refuse(terms, accept_risk=target.accept_license_risk, name=target.repo)
     publishing = PublishOptions(
@@ -194,7 +203,7 @@ def push(
         clock.lap("merge_s")
         check = terms.record(accepted_risk=target.accept_license_risk)
         files = ranks.from_first(
-            lambda: companions(recipe, planned, hub, sink.written, truncation, check, publisher.repo, meter)
+            lambda: companions(recipe, planned, hub, sink.written, truncation, check, publisher.repo, meter, results)
         )
         published = publisher.finish(files)
         clock.lap("publish_s")

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hubmerge.card import HUB_URL, CardFacts, render_card
+from hubmerge.evaluation import Comparison, result_files
 from hubmerge.hub import Hub
+from hubmerge.hub.benchmarks import benchmark
 from hubmerge.inputs import read_small
 from hubmerge.licenses import NOTICE_NAME, kept_files, notice, own_texts
 from hubmerge.lock import LOCK_NAME, build_lock, dumps, portable_recipe
@@ -32,6 +34,7 @@ def companions(
     license_check: Mapping[str, Any],
     repo: str | None = None,
     meter: Meter | None = None,
+    results: Comparison | None = None,
 ) -> dict[str, bytes]:
     """The small files of the result: copies, licences, recipe, card, and the lock over all of them."""
     files: dict[str, bytes] = {}
@@ -46,9 +49,11 @@ def companions(
     files[RECIPE_NAME] = Recipe.from_data(portable).to_yaml().encode()
     # A card that is published links to where it is published; one in a folder to the Hub that everyone knows.
     measured = meter.diagnostics() if meter is not None else None
-    facts = CardFacts(planned, recipe, repo, hub.endpoint if repo else HUB_URL, truncation, measured)
+    facts = CardFacts(planned, recipe, repo, hub.endpoint if repo else HUB_URL, truncation, measured, results)
     files |= as_files(measured) if measured is not None else {}
     files[CARD_NAME] = render_card(facts).encode()
+    if results is not None and repo is not None:
+        files |= result_files(results, lambda dataset: benchmark(hub, dataset))
     files |= own_texts(facts.license)
     if (text := notice(facts.license, files.get(NOTICE_NAME, b""))) is not None:
         files[NOTICE_NAME] = text

@@ -15,6 +15,7 @@ import torch
 import hubmerge
 from hubmerge import api
 from hubmerge.errors import PlanError, UsageError, VerificationError
+from hubmerge.evaluation import RESULTS_FOLDER
 from hubmerge.hub import Hub
 from hubmerge.io.header import read_header
 from hubmerge.io.local import FileSource, sha256_of
@@ -207,7 +208,8 @@ def _compare(lock: Lock, place: Place, folder: Path) -> Iterator[Compared]:
 
 def _is_diagnostic(path: str) -> bool:
     """Figures about the merge, and their plots: no part of the model, and not made again."""
-    return path == FIGURES_NAME or (path.startswith("assets/") and path.endswith(".svg"))
+    plot = path.startswith("assets/") and path.endswith(".svg")
+    return path == FIGURES_NAME or plot or path.startswith(f"{RESULTS_FOLDER}/")
 
 
 def _compare_tensors(path: str, place: Place, new: Path) -> Compared:

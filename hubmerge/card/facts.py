@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hubmerge.analysis import Diagnostics
 from hubmerge.architectures import Loading, loading, with_task
 from hubmerge.card.wording import Setting, compact, credits_of, paper_url, sections, settings_table
+from hubmerge.evaluation import Comparison, Table, table
 from hubmerge.licenses import Decision, derive_license, license_of
 from hubmerge.methods import get_method
 from hubmerge.plots import Plot, plots
@@ -74,6 +75,7 @@ class CardFacts:
         hub_url: The Hub that the links lead to.
         truncation: What a merged adapter lost to its rank.
         diagnostics: What was measured of the task vectors.
+        results: What evaluations say of the result and of its parents.
     """
 
     plan: Plan
@@ -82,6 +84,7 @@ class CardFacts:
     hub_url: str = HUB_URL
     truncation: Truncation | None = None
     diagnostics: Diagnostics | None = None
+    results: Comparison | None = None
 
     @cached_property
     def method(self) -> Method:
@@ -189,6 +192,11 @@ class CardFacts:
     def plots(self) -> tuple[Plot, ...]:
         """What the measured figures look like."""
         return plots(self.diagnostics) if self.diagnostics is not None else ()
+
+    @property
+    def results_table(self) -> Table | None:
+        """What evaluations say, as it is shown."""
+        return table(self.results) if self.results is not None else None
 
     @property
     def has_tokenizer(self) -> bool:

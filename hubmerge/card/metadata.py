@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hubmerge.errors import HubMergeError
+from hubmerge.evaluation import model_index
 from hubmerge.markdown import one_line
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def front_matter(facts: CardFacts) -> dict[str, Any]:
             ]
         ),
     }
+    if facts.results is not None:
+        data["model-index"] = model_index(facts.results, one_line(facts.title), data["pipeline_tag"])
     return {k: v for k, v in data.items() if v not in (None, [])}
 
 
@@ -96,6 +99,10 @@ def _yaml(data: dict[str, Any]) -> str:
     def styled(value: Any) -> Any:
         if isinstance(value, list):
             return [styled(v) for v in value]
+        if isinstance(value, dict):
+            return {k: styled(v) for k, v in value.items()}
+        if not isinstance(value, str):
+            return value
         plain = _PLAIN_YAML.fullmatch(value) and value.lower() not in _YAML_WORDS
         return value if plain else DoubleQuotedScalarString(value)
 

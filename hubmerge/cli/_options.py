@@ -110,6 +110,10 @@ diagnostics_option = click.option(
     "--diagnostics/--no-diagnostics", default=False, show_default=True,
     help="Measure how the tasks lie to one another; figures and plots go with the result and onto its card.",
 )  # fmt: skip
+evaluation_option = click.option(
+    "--eval", "evaluations", multiple=True, metavar="[NAME=]FILE",
+    help="Results of lm-evaluation-harness or lighteval for the card; NAME: merged, or a parent's; repeat.",
+)  # fmt: skip
 license_option = click.option(
     "--license", "license_", metavar="ID", help="Licence that the card states; default: what the parents' allow."
 )

@@ -19,9 +19,11 @@ from hubmerge.cli import _options, _output, _signals
 @_options.resume_option
 @_options.license_option
 @_options.diagnostics_option
+@_options.evaluation_option
 @_options.run_options
 def command(
     out: Path, overwrite: bool, resume: bool, license_: str | None, diagnostics: bool,
+    evaluations: tuple[str, ...],
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
@@ -38,6 +40,7 @@ def command(
     with _signals.together() as ranks, _output.progress(quiet=quiet or as_json, bar=ranks.size == 1) as progress:
         result = api.merge(
             loaded, out, options=settings, overwrite=overwrite, resume=resume, diagnostics=diagnostics,
+            evaluations=evaluations,
             progress=progress, ranks=ranks,
         )  # fmt: skip
     if not ranks.first:

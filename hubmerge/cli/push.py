@@ -28,10 +28,12 @@ from hubmerge.errors import UsageError
 @click.option("--cleanup", is_flag=True, help="Only remove what abandoned runs have staged in the repository.")
 @_jobs.options
 @_options.diagnostics_option
+@_options.evaluation_option
 @_options.run_options
 def command(
     repo: str, private: bool, public: bool, create_pr: bool, revision: str | None, tag: str | None, overwrite: bool,
     license_: str | None, accept_license_risk: bool, resume: bool, cleanup: bool, diagnostics: bool,
+    evaluations: tuple[str, ...],
     on: str, flavor: str | None, timeout: str | None, image: str | None, yes: bool, dry_run: bool,
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
@@ -47,6 +49,11 @@ def command(
 
     if private and public:
         raise UsageError("--private and --public exclude each other", hint="give one of them")
+    if evaluations and on == "jobs":
+        raise UsageError(
+            "a job does not see this machine's files: --eval does not go with --on jobs",
+            hint="push from here with --eval afterwards: the weights are there, and only the card is made anew",
+        )
     _output.configure_logging(verbose)
     if cleanup:
         _clean_up(repo, recipe, as_json=as_json)
@@ -68,8 +75,9 @@ def command(
     )  # fmt: skip
     with _signals.together() as ranks, _output.progress(quiet=quiet or as_json, bar=ranks.size == 1) as progress:
         result = api.push(
-            loaded, target, options=settings, resume=resume, diagnostics=diagnostics, progress=progress, ranks=ranks
-        )
+            loaded, target, options=settings, resume=resume, diagnostics=diagnostics, evaluations=evaluations,
+            progress=progress, ranks=ranks,
+        )  # fmt: skip
     if not ranks.first:
         return
     _output.problems(result.plan.problems, quiet=quiet)

@@ -135,11 +135,11 @@ def _owner(evaluation: Evaluation, merged: Model, parents: Sequence[Model]) -> M
 def _closest(name: str, models: Sequence[Model]) -> list[Model]:
     """The models with that name; if there are none, those whose name ends like it.
 
-    What may be a repository is taken as a whole: ``else/math`` is not ``org/math``.
+    What may be a repository is taken as a whole: ``else/math`` is not ``org/math``; ``./else/math`` is a folder.
     """
     wanted = _trimmed(name)
     whole = [m for m in models if wanted in m.spellings]
-    if whole or _REPO.fullmatch(wanted):
+    if whole or _REPO.fullmatch(name):
         return whole
     return [m for m in models if wanted.rpartition("/")[2] in m.last_parts]
 
