@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +92,7 @@ def report(recipe: Recipe, *, options: RunOptions | None = None, hub: Hub | None
     Inputs(found, hub or Hub(), options.fetch, options.max_disk_bytes).close()  # refuses what the disk cannot hold
     return PlanReport(
         plan=found,
-        footprint=footprint_of(found, tuning, devices, remote=remote),
+        footprint=footprint_of(found, tuning, devices, remote=remote, streaming=options.upload == "stream"),
         license=derive_license(found, recipe.card),
         parameters=", ".join(f"{k}={v}" for k, v in found.params.model_dump().items()),
         devices=devices,
@@ -189,16 +190,12 @@ def push(
     )
     meter = meter_for(planned, recipe, options) if diagnostics else None
     work = _resumable(planned, recipe, resume=resume)
-    at_once, shards_bytes = _on_disk(planned, options)
-    for_inputs = None if options.max_disk_bytes is None else options.max_disk_bytes - shards_bytes
     ranks.agree(facts_of(planned, work, asdict(target) | {"diagnostics": diagnostics}))
     with (
-        tempfile.TemporaryDirectory(prefix="hubmerge-") as folder,
         Publisher(hub, target.repo, publishing, work, ranks) as publisher,
-        Inputs(planned, hub, options.fetch, for_inputs, shards_bytes) as inputs,
+        _ends(planned, hub, options, publisher) as (inputs, sink),
     ):
         clock.lap("plan_s")
-        sink = ShardByShard(Path(folder), publisher, planned.outputs, options.max_disk_bytes, at_once=at_once)
         truncation = run(planned, inputs, sink, options, progress, meter, ranks)
         clock.lap("merge_s")
         check = terms.record(accepted_risk=target.accept_license_risk)
@@ -263,6 +260,23 @@ def verify(target: str, *, hub: Hub | None = None) -> Report:
 
 def _resumable(planned: Plan, recipe: Recipe, *, resume: bool) -> Resumable:
     return resumable(planned, portable_recipe(planned, recipe.normalized()), resume=resume)
+
+
+@contextmanager
+def _ends(planned: Plan, hub: Hub, options: RunOptions, publisher: Publisher) -> Iterator[tuple[Inputs, ShardByShard]]:
+    """Where the weights of a push come from and go to; both may need room on the disk."""
+    streaming = options.upload == "stream" and publisher.takes_streams()
+    at_once, shards_bytes = (1, 0) if streaming else _on_disk(planned, options)
+    limit = options.max_disk_bytes
+    for_inputs = None if limit is None else limit - shards_bytes
+    with (
+        tempfile.TemporaryDirectory(prefix="hubmerge-") as folder,
+        Inputs(planned, hub, options.fetch, for_inputs, shards_bytes) as inputs,
+    ):
+        yield (
+            inputs,
+            ShardByShard(Path(folder), publisher, planned.outputs, limit, at_once=at_once, streaming=streaming),
+        )
 
 
 def _on_disk(planned: Plan, options: RunOptions) -> tuple[int, int]:

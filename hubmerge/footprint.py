@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from hubmerge.io.checked import AHEAD_BYTES
+from hubmerge.io.stream import STREAM_BYTES
 from hubmerge.methods import get_method
 from hubmerge.ranking import MAX_BINS_LOG2
 from hubmerge.spec import AdapterPart, Method, Plan, TensorJob, TensorSpec, is_factored
@@ -18,6 +19,8 @@ class Footprint:
     read_bytes: int
     write_bytes: int
     largest_output_bytes: int
+    push_disk_bytes: int
+    """What of the outputs lies on the disk at a time, when they are pushed."""
     memory_bytes: int
 
 
@@ -34,6 +37,7 @@ def footprint(
     *,
     elsewhere: Collection[int] = (),
     feeders: int = 0,
+    streaming: bool = False,
 ) -> Footprint:
     """What running the plan takes on this machine's processor.
 
@@ -45,6 +49,7 @@ def footprint(
         remote: Whether they are.
         elsewhere: Indices of the jobs that accelerators compute.
         feeders: Threads that keep those busy.
+        streaming: Whether outputs are sent as they are made, without a file.
     """
     read = sum(i.size_bytes for j in plan.jobs for i in (j.base, *j.inputs) if isinstance(i, TensorSpec))
     read += sum(sum(t.size_bytes for t in _adapter_tensors(plan, i)) for i in range(len(plan.models)))
@@ -58,15 +63,18 @@ def footprint(
     waiting = min(AHEAD_BYTES, workers * staged)  # what came early, until its digest can be taken
     # Every thread counts into histograms of its own, which are then added up.
     statistics = len(plan.models) * 8 * (1 << MAX_BINS_LOG2) if method.begin(plan.params) is not None else 0
+    largest = max((o.size_bytes for o in plan.outputs), default=0)
     return Footprint(
         read_bytes=read,
         write_bytes=sum(o.size_bytes for o in plan.outputs),
-        largest_output_bytes=max((o.size_bytes for o in plan.outputs), default=0),
+        largest_output_bytes=largest,
+        push_disk_bytes=0 if streaming else largest,
         memory_bytes=_PROCESS_BYTES
         + workers * (chunks + matrices + staged)
         + waiting
         + feeders * passing
-        + (workers + feeders + 1) * statistics,
+        + (workers + feeders + 1) * statistics
+        + (STREAM_BYTES if streaming else 0),
     )
 
 

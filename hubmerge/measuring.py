@@ -36,7 +36,7 @@ class Nowhere:
     def __init__(self, outputs: Sequence[OutputFile]) -> None:
         self.written = list(outputs)
 
-    def path(self, output: OutputFile, stopped: Callable[[], bool]) -> Path | None:
+    def place(self, output: OutputFile, stopped: Callable[[], bool]) -> Path | None:
         """There is none."""
         return None
 

@@ -153,7 +153,7 @@ class FolderSink:
                 hint="free some space, give --out on another disk, or push: it keeps one shard at a time",
             )
 
-    def path(self, output: OutputFile, stopped: Callable[[], bool]) -> Path:
+    def place(self, output: OutputFile, stopped: Callable[[], bool]) -> Path:
         """Where to write this file."""
         path = self.folder / output.path
         path.parent.mkdir(parents=True, exist_ok=True)

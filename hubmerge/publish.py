@@ -22,6 +22,7 @@ from hubmerge.errors import (
     UsageError,
 )
 from hubmerge.hub import CommitInfo, Hub, StagedFile
+from hubmerge.hub.xet import XetStream
 from hubmerge.journal import Resumable, Written
 from hubmerge.quantities import size
 from hubmerge.ranks import ALONE, Ranks
@@ -119,27 +120,47 @@ class Publisher:
         self._inspect(stageable=target.writable)
         return self.repo, self._state, self.done, self._stage is not None
 
-    def shard_done(self, local_path: Path, path_in_repo: str, sha256: str, size_bytes: int) -> None:
+    def takes_streams(self) -> bool:
+        """Whether shards need no file; if they do, why is reported."""
+        reason = self._hub.why_no_stream(self.repo, create_pr=self.options.create_pr)
+        if reason is not None and self._ranks.first:
+            log.warning("shards are uploaded from files, one at a time: %s", reason)
+        return reason is None
+
+    def open_stream(self, path_in_repo: str) -> XetStream:
+        """Open a stream for a shard, for ``shard_done``.
+
+        Raises:
+            AccessError: The token may not write there.
+            TransportError: The Hub could not be reached.
+        """
+        if (stage := self._stage_of(path_in_repo)) is not None:
+            return stage.open_stream(path_in_repo)
+        branch, create_pr = self._state.branch, self.options.create_pr
+        return self._hub.open_stream(self.repo, branch, path_in_repo, create_pr=create_pr)
+
+    def shard_done(self, source: Path | XetStream, path_in_repo: str, sha256: str, size_bytes: int) -> None:
         """Upload a finished shard and delete the local file; callers on other threads wait for their turn.
 
         Args:
-            local_path: The shard; gone afterwards. It is left where it is if the upload fails.
+            source: The shard's file, gone afterwards, and left where it is if the upload fails; or its stream.
             path_in_repo: Its name in the repository.
             sha256: Digest of its content, in hex.
             size_bytes: Its length.
         """
         with self._lock:
-            found = local_path.stat().st_size
+            found = source.stat().st_size if isinstance(source, Path) else source.size_bytes
             if found != size_bytes:
                 raise IntegrityError(
-                    f"{local_path} has {found} bytes, {size_bytes} were written",
+                    f"{source} has {found} bytes, {size_bytes} were written",
                     hint="Something else changed the file; use another folder for temporary files.",
                 )
-            if self._stage is not None and self._work is not None and self._work.takes_over(path_in_repo):
-                self._stage.add(local_path, Written(path_in_repo, size_bytes, sha256))
+            if (stage := self._stage_of(path_in_repo)) is not None:
+                stage.add(source, Written(path_in_repo, size_bytes, sha256))
             else:
-                self._staged[path_in_repo] = self._upload(local_path, path_in_repo, sha256)
-            local_path.unlink()
+                self._staged[path_in_repo] = self._upload(source, path_in_repo, sha256)
+            if isinstance(source, Path):
+                source.unlink()
             log.info("uploaded %s (%d bytes)", path_in_repo, size_bytes)
 
     def finish(self, small_files: Mapping[str, bytes]) -> PublishedInfo:
@@ -200,7 +221,11 @@ class Publisher:
         if self._stage is not None and self._stage.files and error is not None:
             error.add_note(f"{self._stage}; the same command continues from there, on any machine")
 
-    def _upload(self, source: Path | bytes, path: str, sha256: str | None = None) -> StagedFile:
+    def _stage_of(self, path: str) -> Stage | None:
+        """Where a file is staged, if the next run has use for it."""
+        return self._stage if self._work is not None and self._work.takes_over(path) else None
+
+    def _upload(self, source: Path | bytes | XetStream, path: str, sha256: str | None = None) -> StagedFile:
         branch, create_pr = self._state.branch, self.options.create_pr
         return self._hub.upload(self.repo, branch, source, path, sha256=sha256, create_pr=create_pr)
 
@@ -292,7 +317,7 @@ class Publisher:
 
 
 class ShardByShard:
-    """A sink that keeps few finished or unfinished shards on disk: each is uploaded before another one is begun.
+    """A sink that keeps few finished or unfinished shards: each is uploaded before another one is begun.
 
     Args:
         folder: Where they are.
@@ -300,6 +325,7 @@ class ShardByShard:
         outputs: What will be written.
         max_disk_bytes: How much of the disk may be used.
         at_once: How many files are there at most; 1, unless several are filled side by side.
+        streaming: Whether they are sent as they are made, and never lie on the disk.
     """
 
     def __init__(
@@ -310,8 +336,10 @@ class ShardByShard:
         max_disk_bytes: int | None,
         *,
         at_once: int = 1,
+        streaming: bool = False,
     ) -> None:
         self._folder = folder
+        self._streaming = streaming
         self._publisher = publisher
         self._room = threading.Semaphore(at_once)
         self.written: list[Written] = list(publisher.done)
@@ -320,34 +348,41 @@ class ShardByShard:
         """The most that has been on the disk at a time."""
         self._held_bytes = 0
         self._lock = threading.Lock()
+        if not streaming:
+            self._check_room(outputs, max_disk_bytes, at_once)
+
+    def _check_room(self, outputs: Sequence[OutputFile], max_disk_bytes: int | None, at_once: int) -> None:
         done = {w.path for w in self.written}
         largest = sum(sorted((o.size_bytes for o in outputs if o.path not in done), reverse=True)[:at_once])
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(self._folder).free
         limit = free if max_disk_bytes is None else min(free, max_disk_bytes)
         if largest > limit:
             raise BudgetError(
-                f"{folder}: {size(largest)} are needed at a time, {size(limit)} may be used",
+                f"{self._folder}: {size(largest)} are needed at a time, {size(limit)} may be used",
                 hint=f"set output.shard_size (--shard-size) to at most {size(0.995 * limit / at_once)}, "
                 f"or TMPDIR to a larger disk, or --max-disk to {size(1.005 * largest)}",
             )
 
-    def path(self, output: OutputFile, stopped: Callable[[], bool]) -> Path | None:
-        """Where to write the shard, once the one before is gone."""
+    def place(self, output: OutputFile, stopped: Callable[[], bool]) -> Path | XetStream | None:
+        """Where the shard goes, once the one before is gone."""
         while not self._room.acquire(timeout=0.1):
             if stopped():
                 return None
+        if self._streaming:
+            return self._publisher.open_stream(output.path)
         self._hold(output.size_bytes)
         path = self._folder / output.path
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def finished(self, output: OutputFile, path: Path, sha256: str) -> None:
+    def finished(self, output: OutputFile, place: Path | XetStream, sha256: str) -> None:
         """Upload it and make room."""
         try:
-            self._publisher.shard_done(path, output.path, sha256, output.size_bytes)
+            self._publisher.shard_done(place, output.path, sha256, output.size_bytes)
             self.written.append(Written(output.path, output.size_bytes, sha256))
         finally:
-            self._hold(-output.size_bytes)
+            if not self._streaming:
+                self._hold(-output.size_bytes)
             self._room.release()
 
     def _hold(self, size_bytes: int) -> None:

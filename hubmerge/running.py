@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import hubmerge
 from hubmerge.card import CardFacts
@@ -39,6 +39,9 @@ class RunOptions:
     """What all processes on this machine may hold together; likewise of the disk."""
     max_disk_bytes: int | None = None
     """Beside a folder's files. A push that may use two shards' room writes the next one while one is uploaded."""
+    upload: Literal["file", "stream"] = "file"
+    """How a push sends its shards: each from a file when it is finished, or while it is made, without a file. A server
+    that takes no streams gets files."""
     chunk_elements: int | None = None
     """Elements handled at once; a multiple of 32768."""
     device: str = "auto"
@@ -109,6 +112,7 @@ def tuning_for(planned: Plan, options: RunOptions, devices: DeviceMap, *, remote
         chunk_elements=options.chunk_elements,
         max_memory_bytes=options.max_memory_bytes,
         processes=processes,
+        streaming=options.upload == "stream",
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from hubmerge.io.stream import ByteStream, StreamWriter
 from hubmerge.io.writer import ShardWriter
 from hubmerge.schedule import Cancelled
 from hubmerge.spec import OutputFile
@@ -15,12 +16,12 @@ from hubmerge.spec import OutputFile
 class Sink(Protocol):
     """Where finished files go."""
 
-    def path(self, output: OutputFile, stopped: Callable[[], bool]) -> Path | None:
-        """Where to write this file; may wait until there is room for it, and gives up with None once ``stopped()``."""
+    def place(self, output: OutputFile, stopped: Callable[[], bool]) -> Path | ByteStream | None:
+        """Where this file goes; may wait until there is room for it, and gives up with None once ``stopped()``."""
         ...
 
-    def finished(self, output: OutputFile, path: Path, sha256: str) -> None:
-        """The file is whole and flushed."""
+    def finished(self, output: OutputFile, place: Any, sha256: str) -> None:
+        """The file is whole at the place it was given, and flushed."""
         ...
 
 
@@ -42,14 +43,15 @@ class Outputs:
         self._sink = sink
         self._lock = threading.Lock()
         self._locks = [threading.Lock() for _ in outputs]
-        self._writers: dict[int, ShardWriter] = {}
+        self._writers: dict[int, ShardWriter | StreamWriter] = {}
+        self._places: dict[int, Path | ByteStream] = {}
         self._left = [o.size_bytes - len(o.header) for o in outputs]
         self.done = frozenset(o for o, output in enumerate(outputs) if output.path in done)
         """Indices of the files that are finished from the start."""
         self._empty = [o for o, left in enumerate(self._left) if left == 0 and o not in self.done]
         self._shipped: set[int] = set()
 
-    def writer(self, output: int) -> ShardWriter:
+    def writer(self, output: int) -> ShardWriter | StreamWriter:
         """The writer of an output file; may wait for room.
 
         Files are opened in their order: a later one in the only room would wait for work that waits for an earlier one.
@@ -60,15 +62,20 @@ class Outputs:
                 self._opened(earlier)
         return self._opened(output)
 
-    def _opened(self, output: int) -> ShardWriter:
+    def _opened(self, output: int) -> ShardWriter | StreamWriter:
         with self._locks[output]:
             found = self._writers.get(output)
             if found is None:
                 spec = self._outputs[output]
-                path = self._sink.path(spec, self._stopped)
-                if path is None:
+                place = self._sink.place(spec, self._stopped)
+                if place is None:
                     raise Cancelled
-                found = self._writers[output] = ShardWriter(path, spec.size_bytes, spec.header)
+                self._places[output] = place
+                if isinstance(place, Path):
+                    found = ShardWriter(place, spec.size_bytes, spec.header)
+                else:
+                    found = StreamWriter(place, spec.size_bytes, spec.header, self._stopped)
+                self._writers[output] = found
             return found
 
     def written(self, output: int, start_byte: int, end_byte: int) -> bool:
@@ -91,7 +98,7 @@ class Outputs:
         """Finish a complete file and hand it to the sink."""
         writer = self.writer(output)
         sha256 = writer.finish()
-        self._sink.finished(self._outputs[output], writer.path, sha256)
+        self._sink.finished(self._outputs[output], self._places[output], sha256)
         self._shipped.add(output)
 
     def ship_empty(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hubmerge.errors import AccessError, HubMergeError, PublishError, TargetMovedError
 from hubmerge.hub import Hub, StagedFile
+from hubmerge.hub.xet import XetStream
 from hubmerge.journal import Resumable, Written
 
 log = logging.getLogger(__name__)
@@ -78,14 +79,18 @@ class Stage:
                 digest = self._hub.sha256(self._repo, head, file)
                 self.files[output.path] = Written(output.path, output.size_bytes, digest)
 
-    def add(self, local_path: Path, written: Written) -> None:
+    def open_stream(self, path: str) -> XetStream:
+        """Open a stream for a file of the result, for ``add``."""
+        return self._hub.open_stream(self._repo, self._target, self._path(path))
+
+    def add(self, source: Path | XetStream, written: Written) -> None:
         """Upload a finished file and commit it to the branch.
 
         Raises:
             TargetMovedError: The branch was removed: another run of the plan has published, or somebody cleaned up.
             PublishError: The Hub refused.
         """
-        files = [self._upload(local_path, written.path, written.sha256)]
+        files = [self._upload(source, written.path, written.sha256)]
         if self._head is None:
             about = json.dumps(self._work.described(), indent=2, ensure_ascii=False) + "\n"
             files.insert(0, self._upload(about.encode(), _ABOUT))
@@ -157,7 +162,7 @@ class Stage:
     def _path(self, path: str) -> str:
         return f"{self.branch}/{path}"
 
-    def _upload(self, source: Path | bytes, path: str, sha256: str | None = None) -> StagedFile:
+    def _upload(self, source: Path | bytes | XetStream, path: str, sha256: str | None = None) -> StagedFile:
         return self._hub.upload(self._repo, self._target, source, self._path(path), sha256=sha256)
 
 

@@ -37,8 +37,8 @@ def threads(workers: int | None, *, remote: bool, processes: int = 1) -> int:
     return workers or max(cores() // processes, -(-_REMOTE_WORKERS // processes) if remote else 1)
 
 
-def footprint_of(plan: Plan, tuning: Tuning, devices: DeviceMap, *, remote: bool) -> Footprint:
-    """What running the plan takes; ``remote`` says whether inputs are read over a network."""
+def footprint_of(plan: Plan, tuning: Tuning, devices: DeviceMap, *, remote: bool, streaming: bool = False) -> Footprint:
+    """What running the plan takes; ``remote``: inputs are read over a network; ``streaming``: outputs need no file."""
     return footprint(
         plan,
         tuning.workers,
@@ -47,6 +47,7 @@ def footprint_of(plan: Plan, tuning: Tuning, devices: DeviceMap, *, remote: bool
         remote,
         elsewhere=devices.places,
         feeders=LANE_THREADS * len(devices.lanes),
+        streaming=streaming,
     )
 
 
@@ -59,6 +60,7 @@ def tuned(
     chunk_elements: int | None = None,
     max_memory_bytes: int | None = None,
     processes: int = 1,
+    streaming: bool = False,
 ) -> Tuning:
     """Threads and sizes within the memory allowed; fewer threads and smaller pieces before giving up.
 
@@ -70,6 +72,7 @@ def tuned(
         chunk_elements: Elements handled at once, to begin with.
         max_memory_bytes: No limit by default.
         processes: How many run on this machine together, and share its cores.
+        streaming: Whether outputs are sent as they are made, without a file.
 
     Raises:
         BudgetError: Even the smallest does not fit.
@@ -81,7 +84,10 @@ def tuned(
     )
     if max_memory_bytes is None:
         return found
-    while (needed := footprint_of(plan, found, devices, remote=remote).memory_bytes) > max_memory_bytes:
+    while True:
+        needed = footprint_of(plan, found, devices, remote=remote, streaming=streaming).memory_bytes
+        if needed <= max_memory_bytes:
+            return found
         smaller = _smaller(found)
         if smaller is None:
             raise BudgetError(
@@ -90,7 +96,6 @@ def tuned(
                 hint=f"raise --max-memory to {size(needed * 1.005)}, or merge fewer models",
             )
         found = smaller
-    return found
 
 
 def _smaller(given: Tuning) -> Tuning | None:

@@ -150,7 +150,7 @@ def sink(out: Path, work: Resumable = WORK, **options: object) -> FolderSink:
 def write(to: FolderSink, *names: str) -> None:
     for name in names:
         output = next(o for o in WORK.outputs if o.path == name)
-        path = to.path(output, lambda: False)
+        path = to.place(output, lambda: False)
         path.write_bytes(content(name))
         to.finished(output, path, written(name).sha256)
 

@@ -110,6 +110,10 @@ diagnostics_option = click.option(
     "--diagnostics/--no-diagnostics", default=False, show_default=True,
     help="Measure how the tasks lie to one another; figures and plots go with the result and onto its card.",
 )  # fmt: skip
+upload_option = click.option(
+    "--upload", type=click.Choice(["file", "stream"]), default="file", show_default=True,
+    help="How shards are sent: from a file each, or while they are made, which needs no disk but more memory.",
+)  # fmt: skip
 evaluation_option = click.option(
     "--eval", "evaluations", multiple=True, metavar="[NAME=]FILE",
     help="Results of lm-evaluation-harness or lighteval for the card; NAME: merged, or a parent's; repeat.",
@@ -164,7 +168,7 @@ def load_bundle_recipe(recipe: str | None, **flags: Any) -> Recipe:
 
 
 def run_settings(
-    workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str
+    workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str, upload: str = "file"
 ) -> RunOptions:
     """The options of a run.
 
@@ -185,6 +189,7 @@ def run_settings(
         max_disk_bytes=_parsed(parse_size, "--max-disk", max_disk),
         device=device,
         device_memory_bytes=memory,
+        upload=upload,  # type: ignore[arg-type]
     )
 
 

@@ -13,9 +13,10 @@ from hubmerge.errors import PlanError
 @click.command("plan")
 @_options.recipe_options
 @_options.license_option
+@_options.upload_option
 @_options.run_options
 def command(
-    license_: str | None,
+    license_: str | None, upload: str,
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
@@ -23,7 +24,7 @@ def command(
     from hubmerge import api
 
     _output.configure_logging(verbose)
-    settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
+    settings = _options.run_settings(workers, max_memory, max_disk, fetch, device, upload)
     report = api.report(_options.stating(_options.load_recipe(**recipe), license_), options=settings)
     if as_json:
         _output.json_data(report.to_json())
@@ -32,7 +33,7 @@ def command(
             _output.data(_render(report))
             for line in report.devices.notes:
                 _output.note(line)
-            _note_disk(report.footprint.largest_output_bytes, settings.max_disk_bytes)
+            _note_disk(report.footprint.push_disk_bytes, settings.max_disk_bytes)
         _output.problems(report.plan.problems, quiet=quiet)
     errors = [p for p in report.plan.problems if p.severity == "error"]
     if errors:
@@ -69,8 +70,7 @@ def _render(report: Any) -> str:
         "write": f"{_output.size(f.write_bytes)} in {len(plan.outputs)} file{'s' * (len(plan.outputs) != 1)}",
         **_devices(report),
         "memory": f"about {_output.size(f.memory_bytes)} at most",
-        "disk": f"{_output.size(f.write_bytes)} for a folder; {_output.size(f.largest_output_bytes)} "
-        "at a time for a push",
+        "disk": f"{_output.size(f.write_bytes)} for a folder; {_output.size(f.push_disk_bytes)} at a time for a push",
         "plan": plan.digest[:12],
         "licence": report.license.headline,
     }

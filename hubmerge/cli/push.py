@@ -28,11 +28,13 @@ from hubmerge.errors import UsageError
 @click.option("--cleanup", is_flag=True, help="Only remove what abandoned runs have staged in the repository.")
 @_jobs.options
 @_options.diagnostics_option
+@_options.upload_option
 @_options.evaluation_option
 @_options.run_options
 def command(
     repo: str, private: bool, public: bool, create_pr: bool, revision: str | None, tag: str | None, overwrite: bool,
     license_: str | None, accept_license_risk: bool, resume: bool, cleanup: bool, diagnostics: bool,
+    upload: str,
     evaluations: tuple[str, ...],
     on: str, flavor: str | None, timeout: str | None, image: str | None, yes: bool, dry_run: bool,
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
@@ -65,7 +67,7 @@ def command(
         )
         return
     _jobs.check_here(flavor, timeout, image, yes=yes, dry_run=dry_run)
-    settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
+    settings = _options.run_settings(workers, max_memory, max_disk, fetch, device, upload)
     loaded = _options.stating(_options.load_recipe(**recipe), license_)
     target = api.PushTarget(
         repo=repo, private=True if private else False if public else None, create_pr=create_pr, revision=revision,

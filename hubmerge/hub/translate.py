@@ -103,6 +103,8 @@ def _access(error: Exception, request: Request) -> _Found | None:
         return AccessError, f"no token: {error}", _LOG_IN
     if isinstance(error, hf.HFValidationError):
         return UsageError, str(error), "A repository is named `namespace/name`."
+    if type(error).__name__ == "XetAuthenticationError":  # of hf_xet, which need not be installed
+        return AccessError, "the storage did not accept the access it was given", _LOG_IN
     if not isinstance(error, hf.HfHubHTTPError) or _host(error) != urlsplit(request.endpoint).netloc:
         return None  # a storage server knows nothing of accounts: what it refuses is a signed address
     if error.response.status_code == 401:

@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote, urlsplit
 
-from hubmerge.errors import PublishError, TargetMovedError, TransportError
+from hubmerge.errors import PublishError, SourceError, TargetMovedError, TransportError
+from hubmerge.hub import xet
 from hubmerge.hub.repos import Repos
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ _IGNORE_NOTHING = "# nothing is ignored\n"
 _XET_HOSTS = frozenset({"huggingface.co", "hf.co", "hub-ci.huggingface.co"})
 _MARK = "hubmerge-content: "
 _RECENT_PULL_REQUESTS = 10
+_NO_SECOND_TIME = (
+    "Run the same command again: it continues with the shards that are finished. A stream cannot be sent a second time "
+    "within a run; with `--upload file`, shards are."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class Hub(Repos):
         self,
         repo: str,
         revision: str,
-        source: Path | bytes,
+        source: Path | bytes | xet.XetStream,
         path_in_repo: str,
         *,
         sha256: str | None = None,
@@ -59,15 +64,21 @@ class Hub(Repos):
     ) -> StagedFile:
         """Send a file's content ahead of the commit that will name it; ``source`` is not needed afterwards.
 
+        A stream from ``open_stream`` is finished; it needs the digest.
+
         Args:
             repo: Target.
             revision: A branch that exists.
-            source: The file or its content.
+            source: The file, its content, or the stream that it was written to.
             path_in_repo: Its name in the repository.
             sha256: Digest in hex, if known: saves reading the file once more.
             create_pr: Whether the commit will be a pull request.
         """
         from huggingface_hub import CommitOperationAdd
+
+        if isinstance(source, xet.XetStream):
+            assert sha256 is not None
+            return StagedFile(path_in_repo, source.size_bytes, sha256, source.finish(sha256))
 
         def stage() -> CommitOperationAdd:
             operation = CommitOperationAdd(path_in_repo, source)
@@ -82,10 +93,50 @@ class Hub(Repos):
             return operation
 
         what = f"upload {path_in_repo} to {repo}"
-        self._settle_xet(repo, what)
+        self._settle_xet(repo, what, create_pr=create_pr)
         operation = self.call(what, repo, stage, writing=True)
         info = operation.upload_info
         return StagedFile(operation.path_in_repo, info.size, info.sha256.hex(), operation)
+
+    def why_no_stream(self, repo: str, *, create_pr: bool = False) -> str | None:
+        """Why no stream can be opened to a repository, or for a pull request to it; None if one can."""
+        if (reason := xet.unusable()) is not None:
+            return reason
+        self._settle_xet(repo, f"find out how {repo} takes uploads", create_pr=create_pr)
+        return f"{self.endpoint} has no xet storage" if xet.unusable() is not None else None
+
+    def open_stream(self, repo: str, revision: str, path_in_repo: str, *, create_pr: bool = False) -> xet.XetStream:
+        """Open a stream for a file's content, which ``upload`` is given when all of it is written.
+
+        Args:
+            repo: Target.
+            revision: A branch that exists.
+            path_in_repo: Its name in the repository.
+            create_pr: Whether the commit will be a pull request, which everyone may open who can read the branch.
+
+        Raises:
+            AccessError: The token may not write there.
+            TransportError: The Hub could not be reached.
+        """
+        from huggingface_hub import hf_raise_for_status
+
+        what = f"upload {path_in_repo} to {repo}"
+        token_url = self._xet_token_url(repo, None if create_pr else revision)
+
+        def ask() -> xet.Access:
+            response = self.session().get(token_url, headers=self.headers())
+            hf_raise_for_status(response)
+            return xet.Access.of(response.json())
+
+        def fail(error: Exception) -> NoReturn:
+            try:
+                self.fail(error, what, repo, writing=True)
+            except (SourceError, PublishError) as known:
+                raise type(known)(known.message, hint=_NO_SECOND_TIME) from error
+
+        # hf_xet would ask by itself, but neither as patiently nor with as good an account of what is wrong.
+        access = self.call(what, repo, ask, writing=True)
+        return xet.XetStream(path_in_repo, access, token_url, self.headers(), fail)
 
     def copied(self, path: str, source_path: str, commit: str, *, size_bytes: int, sha256: str) -> StagedFile:
         """A file that a commit of the same repository has already, under this or another name."""
@@ -201,7 +252,12 @@ class Hub(Repos):
                 hint="Correct the `card:` section of the recipe.",
             )
 
-    def _settle_xet(self, repo: str, what: str) -> None:
+    def _xet_token_url(self, repo: str, revision: str | None) -> str:
+        """Where access to the xet storage is given for a branch, or for a pull request."""
+        branch = "None?create_pr=1" if revision is None else quote(revision, safe="")
+        return f"{self.endpoint}/api/models/{repo}/xet-write-token/{branch}"
+
+    def _settle_xet(self, repo: str, what: str, *, create_pr: bool) -> None:
         """Find out once whether the server has xet storage, and switch the client library to plain LFS if not.
 
         huggingface_hub 2.4 sends every upload to xet when hf_xet is installed, and fails on a server without it.
@@ -211,7 +267,7 @@ class Hub(Repos):
 
         if self._xet_settled or urlsplit(self.endpoint).hostname in _XET_HOSTS:
             return
-        url = f"{self.endpoint}/api/models/{repo}/xet-write-token/main"
+        url = self._xet_token_url(repo, None if create_pr else "main")
 
         def ask() -> bool:
             response = self.session().get(url, headers=self.headers())

@@ -17,6 +17,7 @@ from hubmerge.localhub.history import History, branch_ref
 from hubmerge.localhub.objects import ObjectStore
 from hubmerge.localhub.repos import Repo
 from hubmerge.localhub.trees import Edit, Entry, check_path, lfs_entry, regular_entry
+from hubmerge.localhub.xet import XetStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,19 @@ class CommitResult:
 class Committer:
     """Turns commit requests into commits."""
 
-    def __init__(self, database: Database, objects: ObjectStore, history: History, discussions: Discussions) -> None:
+    def __init__(
+        self,
+        database: Database,
+        objects: ObjectStore,
+        history: History,
+        discussions: Discussions,
+        xet: XetStore | None = None,
+    ) -> None:
         self._database = database
         self._objects = objects
         self._history = history
         self._discussions = discussions
+        self._xet = xet
 
     def parse(self, repo: Repo, lines: Iterable[bytes]) -> CommitRequest:
         """Read the NDJSON body, line by line, so that only one file is in memory at a time.
@@ -115,6 +124,12 @@ class Committer:
 
     def _large(self, repo: Repo, path: str, value: dict[str, Any]) -> Entry:
         sha256 = str(value["oid"])
+        if (
+            self._xet is not None
+            and not self._history.has_object(repo, sha256)
+            and self._xet.bring(sha256, self._objects)
+        ):
+            self._history.add_object(repo.key, sha256)
         size_bytes = self._objects.size_bytes(sha256)
         if value.get("algo", "sha256") != "sha256":
             raise bad_request(f"LFS object of {path!r}: unknown algorithm {value['algo']!r}")

@@ -20,6 +20,7 @@ from hubmerge.localhub.patterns import DEFAULT_GITATTRIBUTES
 from hubmerge.localhub.repos import Repo, Repos, split_id
 from hubmerge.localhub.signing import Signer
 from hubmerge.localhub.trees import Entry, regular_entry
+from hubmerge.localhub.xet import XetStore
 
 LFS_THRESHOLD_BYTES = 10_000_000
 PART_SIZE_BYTES = 1 << 30
@@ -40,6 +41,7 @@ class HubConfig:
             ``None`` for the same port.
         admin: Whether ``/_admin`` (fault rules, request log) answers.
         jobs: Whether jobs are accepted, which run commands on this machine.
+        xet: Whether large files may come by way of xet storage, from clients in this process.
     """
 
     lfs_threshold_bytes: int = LFS_THRESHOLD_BYTES
@@ -49,6 +51,7 @@ class HubConfig:
     cdn_port: int | None = None
     admin: bool = False
     jobs: bool = False
+    xet: bool = False
 
 
 class RootInUseError(RuntimeError):
@@ -84,7 +87,8 @@ class Core:
         self.repos = Repos(self._database)
         self.history = History(self._database)
         self.discussions = Discussions(self._database, self.history)
-        self.committer = Committer(self._database, self.objects, self.history, self.discussions)
+        self.xet = XetStore(root / "xet") if self.config.xet else None
+        self.committer = Committer(self._database, self.objects, self.history, self.discussions, self.xet)
         self.jobs = Jobs(enabled=self.config.jobs)
         self.signer = Signer(self._secret(), self.config.url_ttl_s)
 

@@ -1,10 +1,11 @@
-"""Uploading: how each file is to be sent, the git-lfs batch protocol, and receiving the bytes."""
+"""Uploading: how each file is to be sent, the git-lfs batch protocol, receiving the bytes, and the way to xet."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import re
+import time
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -18,6 +19,7 @@ from hubmerge.localhub.repos import Repo
 
 WRITE_BYTES = 4 << 20
 MAX_PARTS = 10_000
+XET_TTL_S = 3600
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -110,6 +112,17 @@ def verify(call: Call) -> Response:
     if not call.core.history.has_object(repo, sha256) or call.core.objects.size_bytes(sha256) != size_bytes:
         raise HubError(404, f"Object {sha256[:64]} of {size_bytes} bytes is not in the store")
     return JSONResponse({"oid": sha256, "size": size_bytes})
+
+
+def xet_token(call: Call) -> Response:
+    """``GET …/xet-write-token/{rev}[?create_pr=1]``: where the xet storage is, and access to it."""
+    _target(call, None if call.flag("create_pr") else call.params["rev"], pull_request=False)
+    store = call.core.xet
+    if store is None:
+        raise HubError(404, "This server has no xet storage")
+    expires = int(time.time()) + XET_TTL_S
+    headers = {"X-Xet-Cas-Url": store.url, "X-Xet-Access-Token": "local", "X-Xet-Token-Expiration": str(expires)}
+    return JSONResponse({"casUrl": store.url, "accessToken": "local", "exp": expires}, headers=headers)
 
 
 async def _receive(call: Call, writer: ObjectWriter, limit_bytes: int) -> None:

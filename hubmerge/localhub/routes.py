@@ -48,6 +48,7 @@ def build_routes() -> list[Route]:
         route("GET", f"{repo}/tree/{{rev}}/{{path}}", api_git.tree),
         route("POST", f"{repo}/paths-info/{{rev}}", api_git.paths_info),
         route("POST", f"{repo}/preupload/{{rev}}", lfs.preupload),
+        route("GET", f"{repo}/xet-write-token/{{rev}}", lfs.xet_token),
         route("POST", f"{repo}/commit/{{rev}}", api_git.commit),
         route("GET", f"{repo}/commits/{{rev}}", api_git.commits),
         route("GET", f"{repo}/refs", api_git.refs),

@@ -84,6 +84,7 @@ class LocalHub:
             must not send tokens.
         faults: Answer ``/_admin`` over HTTP; in this process :attr:`faults` always works.
         jobs: Accept jobs: everyone with a write token may run commands on this machine.
+        xet: Have xet storage, for clients in this process only.
         read_limit_bytes_s: Bandwidth of all downloads together.
         write_limit_bytes_s: Bandwidth of all uploads together.
 
@@ -107,6 +108,7 @@ class LocalHub:
         separate_cdn: bool = False,
         faults: bool = False,
         jobs: bool = False,
+        xet: bool = False,
         read_limit_bytes_s: float | None = None,
         write_limit_bytes_s: float | None = None,
     ) -> None:
@@ -125,6 +127,7 @@ class LocalHub:
             cdn_port=self._sockets[1].getsockname()[1] if separate_cdn else None,
             admin=faults,
             jobs=jobs,
+            xet=xet,
         )
         try:
             self.core = Core(Path(root), self._users, config)
