@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import EvalResult, ModelCard, parse_eval_result_entries
+from huggingface_hub import EvalResult, HfApi, ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +25,10 @@ from hubmerge.evaluation.comparison import differences
 from hubmerge.evaluation.matching import MAX_BYTES, Model, assigned, parent, read
 from hubmerge.evaluation.scores import Score, Task
 from hubmerge.evaluation.table import _decimals, _rounded
+from hubmerge.hub import Hub
 from hubmerge.hub.benchmarks import Benchmark, BenchmarkTask
+from hubmerge.hub.benchmarks import benchmark as listed_benchmark
+from hubmerge.localhub import LocalHub
 from hubmerge.spec import PinnedModel
 from tests import factories as make
 
@@ -519,6 +522,31 @@ def test_only_the_whole_of_a_benchmarks_task_is_its_result(
     assert found is not None
     listed = benchmark if tasks is None else lambda d: Benchmark(d, tasks) if d == "openai/gsm8k" else None
     assert result_files(found, listed) == {}
+
+
+@pytest.mark.parametrize(
+    ("tags", "listing", "tasks"),
+    [
+        ("['benchmark:official']", "tasks: [{id: t, config: c, split: s}, {id: u}, {config: c}, 7]",
+         [("t", "c", "s"), ("u", None, None)]),
+        ("['benchmark:official']", "tasks: none", []),
+        ("['benchmark:official']", "tasks: [", []),
+        ("['benchmark:official']", None, None),
+        ("[benchmark]", "tasks: [{id: t, config: c, split: s}]", None),
+    ],
+)  # fmt: skip
+def test_benchmarks_are_what_the_hub_lists(hub: LocalHub, tags: str, listing: str | None, tasks: Any) -> None:
+    api = HfApi()
+    api.create_repo("local/sums", repo_type="dataset")
+    files = {"README.md": f"---\ntags: {tags}\n---\n", "eval.yaml": listing}
+    for path, text in files.items():
+        if text is not None:
+            api.upload_file(path_or_fileobj=text.encode(), path_in_repo=path, repo_id="local/sums", repo_type="dataset")
+    found = listed_benchmark(Hub(), "local/sums")
+    assert (found and [(t.id, t.config, t.split) for t in found.tasks]) == tasks
+    assert found is None or found.repo == "local/sums"
+    for nowhere in ("local/none", "not a dataset", "../x"):
+        assert listed_benchmark(Hub(), nowhere) is None
 
 
 # --- laws

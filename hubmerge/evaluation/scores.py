@@ -114,7 +114,7 @@ def score_of(
             hint="evaluate that task again, or take it out of the file's results",
         )
     if not isinstance(higher, bool):
-        plain = metric.rpartition(":")[2]
+        plain = metric.partition(":")[0]  # lighteval adds parameters, as in "pass@1:16_samples"
         higher = True if plain in _HIGHER else False if plain in _LOWER else None
     error = number(stderr)
     return Score(program, task, metric, answers, value, error if error is not None and error >= 0 else None, higher)
