@@ -47,14 +47,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=SCALES, default="full", help="how much to train and measure (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="seeds to run at the same time (%(default)s)")
-    parser.add_argument("--work", type=Path, help="keep all models here, in a new folder (by default they are deleted)")
+    parser.add_argument(
+        "--work", type=Path, help="keep all models here, and use those that are there (by default none are kept)"
+    )
     parser.add_argument("--out", type=Path, help="write the tables here, in Markdown")
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
     scale = SCALES[options.scale]
     start_s = time.monotonic()
     if options.work:
-        options.work.mkdir(parents=True)
+        options.work.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hubmerge-quality-")))
         studies = run_seeds(range(scale.seeds), options.scale, options.jobs, work.resolve())

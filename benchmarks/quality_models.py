@@ -70,6 +70,30 @@ class Suite:
         return self.folder / kind / task.name
 
 
+def suite_of(pictures: Pictures, scale: Scale, folder: Path, seed: int) -> Suite:
+    """What an earlier run has trained there, or else what is trained now."""
+    ready = folder / "ready"
+    if ready.exists():
+        return read_suite(folder)
+    suite = train_suite(pictures, scale, folder, seed)
+    ready.touch()
+    return suite
+
+
+def read_suite(folder: Path) -> Suite:
+    """A suite that was saved."""
+    suite = Suite(folder, state_of(ViTModel.from_pretrained(folder / "base", add_pooling_layer=False)), {}, {})
+    heads, deltas = {}, {kind: [] for kind in KINDS}
+    for task in TASKS:
+        tuned = ViTForImageClassification.from_pretrained(suite.tuned_folder("full", task))
+        heads[task.name] = tuned.classifier.requires_grad_(False)
+        deltas["full"].append(difference(state_of(tuned.vit), suite.base))
+        tuned.vit.load_state_dict(suite.base)
+        adapted = PeftModel.from_pretrained(tuned, suite.tuned_folder("lora", task))
+        deltas["lora"].append(difference(state_of(adapted.merge_and_unload().vit), suite.base))
+    return Suite(folder, suite.base, heads, deltas)
+
+
 def train_suite(pictures: Pictures, scale: Scale, folder: Path, seed: int) -> Suite:
     """Pretrain, fit the heads, fine-tune for every task both ways, and save it all as transformers and PEFT do."""
     encoder = pretrain(pictures, scale.pretrain_steps, seed)

@@ -22,7 +22,7 @@ from quality_models import (
     encoder_of,
     linear_weights,
     moved,
-    train_suite,
+    suite_of,
 )
 from quality_tasks import TASKS, load_pictures
 from transformers.utils import logging as transformers_logging
@@ -92,7 +92,7 @@ def run_seed(seed: int, scale_name: str, folder: Path) -> Study:
     make_deterministic()
     scale = SCALES[scale_name]
     pictures = load_pictures()
-    suite = train_suite(pictures, scale, folder, seed)
+    suite = suite_of(pictures, scale, folder, seed)
     test = Exam.draw(pictures, "test", scale.test_images)
     validation = Exam.draw(pictures, "validation", scale.validation_images)
     fields = {kind: _measure(suite, kind, test, validation, scale.grid_step) for kind in KINDS}

@@ -137,7 +137,7 @@ class Inputs:
         if model.commit is None:
             return False
         if fetch == "stream":
-            return model.adapter is None
+            return True
         needed = self._missing_bytes(source)
         if fetch == "auto" and needed > max(self._room_bytes, 0) / (len(self._plan.models) - source):
             return True  # what there is, is shared among those still to come
@@ -151,8 +151,8 @@ class Inputs:
         return tuple(sorted(source.label for source in streamed if not source.is_checked))
 
     def is_remote(self, source: int) -> bool:
-        """Whether small reads are dear."""
-        return self._stream[source]
+        """Whether small reads are dear. An adapter's file is read once, as a whole."""
+        return self._stream[source] and self._plan.pinned(source).adapter is None
 
     def open(self, source: int, file: str) -> ByteSource:
         """A file of a model; the same object for the same file.
@@ -224,13 +224,28 @@ class Inputs:
         with self._lock:
             found = self._loaded.get((source, spec.name))
         if found is None:
-            raw = torch.empty(spec.size_bytes, dtype=torch.uint8)
-            if spec.size_bytes:
-                self.open(source, spec.file).read_into(spec.start_byte, raw.numpy().data)
-            found = raw.view(spec.dtype.torch).view(spec.shape)
-            with self._lock:
-                self._loaded[source, spec.name] = found
+            file, streamed = self.open(source, spec.file), self._stream[source]
+            with self._gates[source, spec.file]:
+                if (source, spec.name) not in self._loaded:
+                    specs = [t for t in self._wanted[source] if t.file == spec.file] if streamed else [spec]
+                    loaded = {(source, t.name): values for t, values in _read(file, specs)}
+                    with self._lock:
+                        self._loaded |= loaded
+                found = self._loaded[source, spec.name]
         return found
+
+
+def _read(file: ByteSource, specs: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, torch.Tensor]]:
+    """Tensors that lie next to one another in a file, by one read."""
+    start = min(t.start_byte for t in specs)
+    raw = torch.empty(max(t.end_byte for t in specs) - start, dtype=torch.uint8)
+    if len(raw):
+        file.read_into(start, raw.numpy().data)
+    for spec in specs:
+        own = raw[spec.start_byte - start : spec.end_byte - start]
+        if own.storage_offset() % spec.dtype.nbytes:
+            own = own.clone()  # torch's tensors begin at multiples of their elements' size
+        yield spec, own.view(spec.dtype.torch).view(spec.shape)
 
 
 def read_small(model: PinnedModel, hub: Hub, path: str) -> bytes:

@@ -80,6 +80,7 @@ class Runs:
     def __init__(self, root: Path, environment: dict[str, str]) -> None:
         self._root = root
         self._count = 0
+        self._pid = 0
         self._server = subprocess.Popen(
             [sys.executable, "-c", _SERVER],
             stdin=subprocess.PIPE,
@@ -99,6 +100,10 @@ class Runs:
         self._server.stdout.close()
         self._server.wait()
 
+    def is_over(self) -> bool:
+        """Whether the run has ended by itself; it is a zombie until this is noticed."""
+        return Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
     def run(
         self, arguments: Sequence[Any], wait: Callable[[], object] | None = None, number: int = signal.SIGKILL
     ) -> Ended:
@@ -109,7 +114,7 @@ class Runs:
         log = folder / "begun.txt"
         asked = {"arguments": [str(a) for a in arguments], "folder": str(folder), "log": str(log)}
         self._tell(json.dumps(asked))
-        pid = int(self._told())
+        self._pid = pid = int(self._told())
         start = time.monotonic()
         sent = start
         if wait is not None:

@@ -69,15 +69,25 @@ class World:
             ["push", self.tmp / "merge.yaml", "--to", TARGET, "--fetch", "stream", *flags], wait, number
         )
 
+    def at_step(self, town: Town, step: int, pause_s: float) -> Callable[[], None]:
+        """Waits for a moment of a run: a while after so many of its steps, or its end if it has fewer."""
+        first = steps_in(town)
+
+        def wait() -> None:
+            until(lambda: steps_in(town) - first >= step or self.runs.is_over())
+            time.sleep(pause_s)
+
+        return wait
+
     @cached_property
-    def reference(self) -> tuple[Files, Files | None, float]:
-        """What an undisturbed run publishes, what was there before, and the seconds it takes."""
+    def reference(self) -> tuple[Files, Files | None, int]:
+        """What an undisturbed run publishes, what was there before, and the steps it takes."""
         with self.town() as town:
             before = files_of(town.api) if town.api.repo_exists(TARGET) else None
             first = self.push()
             assert first.code == 0, first.text
             assert sorted(first.begun) == list(SHARDS)
-            return files_of(town.api), before, first.took_s
+            return files_of(town.api), before, steps_in(town)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +117,11 @@ def files_of(api: HfApi, revision: str = "main") -> Files:
     """All files of a revision, each with the digest of its content."""
     tree = api.list_repo_tree(TARGET, revision=revision, recursive=True)
     return {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in tree if hasattr(f, "blob_id")}
+
+
+def steps_in(town: Town) -> int:
+    """How far runs have got, on a machine of any speed: the ranges they have read, and all they have sent."""
+    return sum(r.method not in ("GET", "HEAD") or r.path.startswith("/_cdn/") for r in town.hub.requests)
 
 
 def staged_in(town: Town) -> set[str]:
@@ -207,20 +222,22 @@ def assert_never_partial(reader: Reader, before: Files | None, after: Files) -> 
 
 
 def kill_at_random(world: World, kills: int, per_push: int, seed: int) -> None:
-    expected, before, took_s = world.reference
+    expected, before, steps = world.reference
     chance = random.Random(seed)
-    done = 0
-    while done < kills:
+    moments: list[int] = []
+    while len(moments) < kills:
         with world.town() as town, Reader(town, world.tmp / f"read-{world.count}") as reader:
             series = Series(world, town, expected)
-            while series.kills < min(per_push, kills - done):
-                moment_s = chance.uniform(0, took_s)
-                if series.run(wait=lambda s=moment_s: time.sleep(s)).code == 0:
+            while series.kills < per_push and len(moments) < kills:
+                step = chance.randrange(steps)
+                if series.run(wait=world.at_step(town, step, chance.uniform(0, 0.03))).code == 0:
                     break  # it was through before
+                moments.append(step)
             series.finish()
+            print(f"{series.kills} kills, {len(series.begun)} shards begun, {reader.looks} looks")
             time.sleep(0.05)  # for a last look
         assert_never_partial(reader, before, expected)
-        done += series.kills
+    print(f"killed after {sorted(moments)} of {steps} steps")
 
 
 @pytest.mark.parametrize("world", ["new", pytest.param("existing", marks=pytest.mark.slow)], indirect=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from hubmerge.localhub import Fault, LocalHub
@@ -70,3 +71,32 @@ def test_few_resolver_calls(method: str, passes: int, start_hub: Callable[..., L
     # Each version of each tensor, at most once for each time the method looks at it, and each file's header twice.
     ranges = hub.requests.find("GET", "^/_cdn/")
     assert len(ranges) <= passes * len(NAMES) * len(SHAPES) + 2 * len(NAMES) * SHARDS + len(NAMES)
+
+
+@pytest.mark.parametrize("output", ["full", "adapter"])
+def test_a_streamed_adapter_is_read_once(output: str, start_hub: Callable[..., LocalHub], tmp_path: Path) -> None:
+    """Its many small tensors are one range of its file, which no folder keeps; the merge is that of the cached one."""
+    town: Town = support.open_town(start_hub)
+    town.publish("local/base", support.save(tmp_path / "base", support.tensors(0)))
+    names = [f"local/lora-{rank}" for rank in (1, 2)]
+    for name, rank in zip(names, (1, 2), strict=True):
+        town.publish(name, support.save_adapter(tmp_path / name, base="local/base", rank=rank))
+    models = [part for name in names for part in ("--model", name)]
+    merged = {}
+    for fetch in ("stream", "cache"):
+        town.hub.requests.clear()
+        out = tmp_path / fetch
+        asked = ("merge", "--method", "task_arithmetic", "--base", "local/base", *models, "--out", out)
+        done = support.hubmerge(*asked, "--format", output, "--fetch", fetch, "--verbose")
+        assert done.code == 0, done.text
+        assert "not compared" not in done.err  # their digests were
+        weights = {f.name: f.read_bytes() for f in out.glob("*.safetensors")}
+        assert weights
+        merged[fetch] = weights
+        if fetch == "stream":
+            kept = list(Path(constants.HF_HUB_CACHE).rglob("*.safetensors"))
+            assert not kept
+            ranges = town.hub.requests.find("GET", "^/_cdn/")
+            base_reads = 0 if output == "adapter" else len(support.SHAPES)
+            assert len(ranges) <= base_reads + 3 * (2 * len(names) + 1)
+    assert merged["stream"] == merged["cache"]
