@@ -1,4 +1,4 @@
-"""Templates, and escaping of the text that goes into them: for Markdown and HTML, unless a filter marks it safe."""
+"""Text of any origin made into Markdown that shows it and does nothing else; what is safe is marked so."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import math
 import re
 import shlex
 import unicodedata
-from pathlib import Path
+from collections.abc import Sequence
 from urllib.parse import quote
 
-from jinja2 import FileSystemLoader, StrictUndefined
-from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
 MAX_LINE_CHARS = 1000
-_PACKAGE = Path(__file__).parent
 # Joiners are part of how some languages and emoji are written; the other format characters only serve to deceive.
 _JOINERS = "\u200c\u200d"
 _SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
@@ -24,41 +21,6 @@ _HEADING_END = re.compile(r"(?<=\s)(#+)$")
 _TAG_START = re.compile(r"<(?=[A-Za-z/!?])")
 _FENCE = re.compile(r"(`{3,}|~{3,})([^`]*)")
 _LONG_RUN = re.compile(r"`{3,}|~{3,}")
-
-
-def environment() -> SandboxedEnvironment:
-    """The Jinja2 environment of all templates: sandboxed, strict about names, escaping plain strings by default."""
-    env = SandboxedEnvironment(
-        loader=FileSystemLoader(template_folder()),
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        # finalize escapes for Markdown and HTML at once; HTML escaping on top of it would do it twice.
-        autoescape=False,
-    )
-    env.filters |= {
-        "code": code,
-        "code_cell": code_cell,
-        "block": block,
-        "prose": prose,
-        "py": python_literal,
-        "sh": shell_word,
-        "figure": figure,
-    }
-    env.globals |= {"link": link}
-    return env
-
-
-def template_folder() -> Path:
-    """Where the templates are: inside the installed package, or beside it in a source checkout."""
-    packed = _PACKAGE / "templates"
-    return packed if packed.is_dir() else _PACKAGE.parent / "templates"
-
-
-def _finalize(value: object) -> str:
-    return value if isinstance(value, Markup) else escape(str(value))
 
 
 def clean(text: str, keep: str = "") -> str:
@@ -116,6 +78,19 @@ def link(text: str, *parts: str) -> Markup:
     """A link; the first part is an address of our own, the others are path segments and get quoted."""
     address = "/".join([parts[0], *(quote(one_line(p), safe="/") for p in parts[1:])])
     return Markup(f"[{escape(text)}]({address})")  # noqa: S704
+
+
+def quoted(paragraphs: Sequence[str]) -> Markup:
+    """A block quotation of plain paragraphs; those that begin with ``- `` are items of a list."""
+    shown: list[str] = []
+    before = ""
+    for paragraph in paragraphs:
+        mark = "- " if paragraph.startswith("- ") else ""
+        text = escape(paragraph.removeprefix(mark))
+        if text:
+            shown += [">"] * bool(shown and not (mark and before)) + [f"> {mark}{text}"]
+            before = mark
+    return Markup("\n".join(shown))  # noqa: S704
 
 
 def prose(text: str) -> Markup:

@@ -88,6 +88,11 @@ def prepare(
                 f"{ref} is a folder on this machine, which a job does not see",
                 hint=f"upload it first: hf upload NAMESPACE/NAME {ref}",
             )
+    if recipe.card.template is not None:
+        raise UsageError(
+            f"the card's template {recipe.card.template} is a file on this machine, which a job does not see",
+            hint="leave out card.template, or run the push here",
+        )
     jobs = Jobs(hub)
     flavors = jobs.flavors()
     if flavor not in flavors:

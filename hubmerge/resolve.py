@@ -16,15 +16,17 @@ from hubmerge.io.header import Header, read_header
 from hubmerge.io.local import FileSource
 from hubmerge.layout import is_notice
 from hubmerge.licenses.texts import MAX_TEXT_BYTES
+from hubmerge.parent_cards import read_card
 from hubmerge.recipe.algorithms import get_algorithm
 from hubmerge.renaming import under_base_names
-from hubmerge.spec import FileSpec, Method, PinnedModel, TensorSpec
+from hubmerge.spec import FileSpec, Method, PinnedModel, Quotes, TensorSpec
 
 if TYPE_CHECKING:
     from hubmerge.hub import Hub
     from hubmerge.recipe import Recipe
 
 _MAX_SMALL_BYTES = 32_000_000
+_MAX_CARD_BYTES = 1_000_000
 _MAX_NOTICES = 16
 _WEIGHTS, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
@@ -117,6 +119,7 @@ def pin_model(hub: Hub, repo: str, revision: str | None, role: Role, name: str) 
         )
     tensors, digest = _inventory(place, weights)
     parts = adapters.inventory(adapter, tensors, place.label) if adapter is not None else ()
+    card, quotes = _card(place)
     return PinnedModel(
         role=role,
         name=name,
@@ -128,7 +131,8 @@ def pin_model(hub: Hub, repo: str, revision: str | None, role: Role, name: str) 
         config=config,
         adapter=adapter,
         parts=parts,
-        card=_front_matter(place),
+        card=card,
+        quotes=quotes,
         notices=_notices(place),
         header_sha256=digest,
     )
@@ -272,22 +276,12 @@ def _inventory(place: _Repo, weights: list[str]) -> tuple[dict[str, TensorSpec],
     return tensors, digest.hexdigest()
 
 
-def _front_matter(place: _Repo) -> dict[str, Any]:
-    """The card's metadata; an unreadable card is no reason to stop a merge."""
+def _card(place: _Repo) -> tuple[Mapping[str, Any], Quotes]:
+    """The card's metadata and what may be quoted of it; an unreadable card is no reason to stop a merge."""
     spec = place.files.get("README.md")
-    if spec is None or spec.size_bytes > 1_000_000:
-        return {}
-    text = place.read("README.md").decode("utf-8", "replace")
-    if not text.startswith("---"):
-        return {}
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        data = YAML(typ="safe", pure=True).load(text[3:].split("\n---", 1)[0])
-    except (YAMLError, ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
+    if spec is None or spec.size_bytes > _MAX_CARD_BYTES:
+        return {}, Quotes()
+    return read_card(place.read("README.md").decode("utf-8", "replace"))
 
 
 def _notices(place: _Repo) -> dict[str, bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 
-from hubmerge import markdown
+from hubmerge import markdown, templating
 from hubmerge.architectures import Loading, loading
 from hubmerge.card import CardFacts, front_matter, render_card
 from hubmerge.spec import Problem, SmallFile
@@ -104,9 +103,10 @@ def test_sections_stand_in_order_and_those_without_facts_are_left_out() -> None:
     body = split(
         render_card(facts(card={**words, "title": "Stories", "summary": "It *tells* stories.", "description": "More."}))
     )[1]
-    assert body.startswith("# Stories\n\nIt *tells* stories.\n\nMore.\n\n## How to use it\n")
-    use = ["Evaluation", "Intended use", "Out-of-scope use", "Limitations"]
-    assert outline(body) == [*SECTIONS[:3], *use, *SECTIONS[3:], "Citation", "Authors", "Contact", "Acknowledgements"]
+    assert body.startswith("# Stories\n\nIt *tells* stories.\n\nMore.\n\n## Evaluation\n\nGood.\n\n## How to use it\n")
+    use = ["Intended use", "Out-of-scope use", "Limitations"]
+    people = ["Citation", "Authors", "Contact", "Acknowledgements"]
+    assert outline(body) == ["Evaluation", *SECTIONS[:3], *use, *SECTIONS[3:], *people]
     assert section(body, "Citation") == "```\n@misc{a}\n```"
     for text in ("More Information Needed", "None", "TODO", "\n\n\n"):
         assert text not in body
@@ -153,7 +153,7 @@ def test_local_models_are_named_and_their_folders_never_shown() -> None:
         assert secret not in text
     assert "- ft: odd\n- tensor 'x': in ft/x, (2,) in b\n" in body
     assert "| model | ft (local folder) | – | `0.5` | none stated |" in body
-    assert "beside `hubmerge.yaml`: `ft`, `b`.\n" in body
+    assert "into the folder where the command runs: `ft`, `b`.\n" in body
     assert "the local model ft and the local model b: each declares no licence" in section(body, "Licence")
 
 
@@ -213,71 +213,6 @@ def test_licence_keys_follow_the_decision() -> None:
 
 # --- hostile text
 
-HOSTILE = [
-    "---\nlicense: mit\n---", "\n---\n# hijacked", "...", "a: b", "'", '"', "\\", "{{ 7 * 7 }}",
-    "{% include '/etc/passwd' %}", "{{ ''.__class__.__mro__ }}", "{# gone", "<script>alert(1)</script>", "<!--",
-    "</details><details>", "<img src=x onerror=y>", "```\n# out", "~~~", "`code`", "``", "|||| a | b",
-    "x\n| a | b |\n| --- | --- |", "[a](javascript:alert(1))", "![a](https://e.example/x.png)",
-    "[a]: https://e.example", "](https://e.example)", "**bold** __bold__ ~~gone~~ $x$", "# heading", "- item",
-    "1. item", "> quote", "setext\n===", "* * *", "\t code", "&lt;b&gt; &#60;b&#62;", "a\r\nb\rc", "\u202egnp.exe",
-    "zero\u200bwidth\ufeff", "\u2028line\u2029par", "nul\x00bell\x07esc\x1b[31m", "\ud800", "no", "null", "0x1f",
-    "1e3", "2024-01-01", "~", "!!python/object/apply:os.system [id]", "&a *a", "%YAML 9", "@x", "é" * 3000, " ",
-    "\U000e0041", "$(id) `id` ; id", "<a href='x'>", "http://e.example/<x>", "\\`x\\`", "\\", "*", "_a_ a_b",
-    "<https://e.example>", "| \\| |",
-]  # fmt: skip
-
-
-def check_hostile(made: CardFacts, headings: list[str]) -> str:
-    text = render_card(made)
-    data, body = split(text)
-    assert data == front_matter(made)
-    assert outline(body) == headings
-    assert not kinds(body) & {"html_block", "html_inline", "image"}
-    for char in text:
-        assert char == "\n" or not unicodedata.category(char).startswith("C"), repr(char)
-    return text
-
-
-@pytest.mark.parametrize("evil", HOSTILE)
-def test_nothing_a_parent_says_escapes_its_place(evil: str) -> None:
-    from huggingface_hub import ModelCard
-
-    card = dict.fromkeys(("license", "license_name", "license_link", "language", "pipeline_tag", "datasets"), evil)
-    made = facts(
-        base={"card": card | {"language": [evil, "en", 3, None], "datasets": {evil: evil}}},
-        ft={
-            "card": card | {"license": "other"},
-            "config": {"model_type": evil, "architectures": [evil]},
-            "commit": evil,
-        },
-        plan={"problems": (Problem("note", evil), Problem("warning", f"tensor {evil!r}: x"))},
-    )
-    plan = dataclasses.replace(
-        made.plan,
-        base=dataclasses.replace(made.plan.base, repo=f"org/{evil}", commit=evil),
-        models=(dataclasses.replace(made.plan.models[0], repo=evil, name=evil),),
-    )
-    plan = dataclasses.replace(make.with_heads(plan, {"h": HEAD}), digest=evil)
-    headings = list(SECTIONS)
-    text = check_hostile(dataclasses.replace(made, plan=plan), headings)
-    assert ModelCard(text).data.to_dict() == front_matter(dataclasses.replace(made, plan=plan))
-    tokens = MarkdownIt("commonmark").enable("table").parse(split(text)[1])
-    for token in (t for outer in tokens for t in outer.children or ()):
-        if token.type == "link_open":
-            assert str(token.attrs["href"]).startswith(("https://huggingface.co/", "https://arxiv.org/"))
-
-
-@pytest.mark.parametrize("evil", [e for e in HOSTILE if e.strip() and e != "\ud800"])
-def test_nothing_the_author_writes_swallows_the_rest(evil: str) -> None:
-    # Images and headings are the author's to use; what must hold is that every section after the text is still there.
-    words = dict.fromkeys(("title", "summary", "intended_use", "limitations", "citation", "contact", "license"), evil)
-    text = render_card(facts(card=words | {"tags": [evil]}))
-    data, body = split(text)
-    assert data == front_matter(facts(card=words | {"tags": [evil]}))
-    assert not kinds(body) & {"html_block", "html_inline"}
-    expected = [*SECTIONS[:3], "Intended use", "Limitations", *SECTIONS[3:], "Citation", "Contact"]
-    assert [h for h in outline(body) if h in expected] == expected
-
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from("`~<>!-#*[]()|\\\n\t &;ax1."), max_size=60), st.booleans())
@@ -320,13 +255,13 @@ def test_what_the_author_may_write_is_kept() -> None:
 
 
 def test_templates_are_found_in_a_checkout_and_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (markdown.template_folder() / "model_card.md.jinja").is_file()
+    assert (templating.template_folder() / "model_card.md.jinja").is_file()
     package = tmp_path / "hubmerge"
-    monkeypatch.setattr(markdown, "_PACKAGE", package)
+    monkeypatch.setattr(templating, "_PACKAGE", package)
     (tmp_path / "templates").mkdir()
-    assert markdown.template_folder() == tmp_path / "templates"
+    assert templating.template_folder() == tmp_path / "templates"
     (package / "templates").mkdir(parents=True)
-    assert markdown.template_folder() == package / "templates"
+    assert templating.template_folder() == package / "templates"
 
 
 # --- snippets and the classes they name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,14 +10,29 @@ from typing import Any
 import hubmerge
 from hubmerge.bundles.manifest import Manifest, Origin
 from hubmerge.bundles.report import Sizes
-from hubmerge.bundles.terms import bundle_license
-from hubmerge.card import Setting, assembled, credits_of, paper_url, sections, settings_table
+from hubmerge.bundles.terms import bundle_license, origins_license
+from hubmerge.card import (
+    Quotation,
+    Setting,
+    Speaker,
+    assembled,
+    bibtex,
+    credits_of,
+    datasets_of,
+    languages_of,
+    paper_url,
+    quotations,
+    repos_of,
+    settings_table,
+    uses,
+)
 from hubmerge.codec import Codec
-from hubmerge.licenses import Decision, declared
-from hubmerge.markdown import environment, one_line
-from hubmerge.quantities import percent, size
-from hubmerge.recipe.refs import ref_problem
+from hubmerge.hub import Hub
+from hubmerge.licenses import Decision, License, declared
+from hubmerge.markdown import one_line
+from hubmerge.quantities import percent
 from hubmerge.recipe.schema import Card
+from hubmerge.templating import rendered
 
 TEMPLATE = "bundle_card.md.jinja"
 _MAX_NAMED = 4
@@ -114,13 +130,9 @@ class BundleFacts:
         return bundle_license(self.manifest, self.repo_id)
 
     @property
-    def _origins(self) -> list[Origin]:
+    def origins(self) -> list[Origin]:
+        """The parents."""
         return [self.manifest.base, *(t.source for t in self.manifest.tasks)]
-
-    @property
-    def repos(self) -> list[str]:
-        """The parents that are on the Hub, each once."""
-        return list(dict.fromkeys(o.repo for o in self._origins if o.repo and ref_problem(o.repo, None) is None))
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -130,12 +142,28 @@ class BundleFacts:
     @property
     def paper_url(self) -> str | None:
         """Where the codec's paper is."""
-        return paper_url(self.codec)
+        return paper_url(self.codec.paper)
 
     @property
-    def sections(self) -> tuple[tuple[str, str], ...]:
-        """What the author says about the bundle's use."""
-        return sections(self.words)
+    def bibtex(self) -> str | None:
+        """How the codec's paper is cited."""
+        return bibtex(self.codec.paper)
+
+    @property
+    def base_citation(self) -> tuple[Speaker, str] | None:
+        """How the base's card says that the base is cited."""
+        base = self.manifest.base
+        return (_speaker(base), base.bibtex) if base.bibtex else None
+
+    @property
+    def uses(self) -> tuple[tuple[str, str], ...]:
+        """What the author says the bundle is for, and what not."""
+        return uses(self.words)
+
+    @property
+    def limitations(self) -> tuple[Quotation, ...]:
+        """What the parents' cards say about their limitations."""
+        return quotations((_speaker(o), o.limitations) for o in self.origins)
 
     @property
     def credits(self) -> tuple[tuple[str, str], ...]:
@@ -155,23 +183,51 @@ def bundle_card(manifest: Manifest, repo: str | None, hub_url: str) -> str:
         HubMergeError: The front matter would not be read back as it was meant.
     """
     facts = BundleFacts(manifest, repo, hub_url)
-    environment_ = environment()
-    environment_.filters |= {"size": size}
-    body = environment_.get_template(TEMPLATE).render(facts=facts, hub_url=hub_url, version=hubmerge.__version__)
-    return assembled(front_matter(facts), body)
+    values = {"facts": facts, "hub_url": hub_url, "version": hubmerge.__version__}
+    data = front_matter(manifest.codec, facts.origins, facts.words, facts.license.terms)
+    return assembled(data, rendered(TEMPLATE, values))
 
 
-def front_matter(facts: BundleFacts) -> dict[str, Any]:
-    """The card's metadata."""
-    words, repos = facts.words, facts.repos
+def check_card(hub: Hub, codec: str, origins: Sequence[Origin], words: Card, repo: str | None) -> None:
+    """Let the Hub check the metadata of a bundle that is to be published, before anything is encoded.
+
+    Args:
+        hub: The Hub.
+        codec: The codec's name.
+        origins: The base and the tasks' models.
+        words: What the recipe's author says.
+        repo: Where it is published; None for a local folder.
+
+    Raises:
+        PublishError: What the Hub does not accept.
+    """
+    if repo is not None:
+        terms = origins_license(origins[0], origins[1:], words, repo).terms
+        hub.validate_card(assembled(front_matter(codec, origins, words, terms), f"# {repo.rpartition('/')[2]}"))
+
+
+def _speaker(origin: Origin) -> Speaker:
+    return Speaker.at(origin.declaration.label, origin.repo, origin.commit)
+
+
+def front_matter(codec: str, origins: Sequence[Origin], words: Card, license_: License | None) -> dict[str, Any]:
+    """The card's metadata.
+
+    Args:
+        codec: The codec's name.
+        origins: The base and the tasks' models.
+        words: What the recipe's author says.
+        license_: What is stated of the bundle.
+    """
+    repos = repos_of(o.repo for o in origins)
+    cards = [{"language": list(o.languages), "datasets": list(o.datasets)} for o in origins]
     data: dict[str, Any] = {
         "library_name": "hubmerge",
         "base_model": repos,
         "base_model_relation": "merge" if repos else None,
-        **(facts.license.terms.front_matter() if facts.license.terms else {}),
-        "language": list(words.language),
-        "tags": list(
-            dict.fromkeys(["merge", "hubmerge", "bundle", facts.manifest.codec, *(one_line(t) for t in words.tags)])
-        ),
+        **(license_.front_matter() if license_ else {}),
+        "language": languages_of([{"language": list(words.language)}] if words.language else cards),
+        "datasets": datasets_of(cards),
+        "tags": list(dict.fromkeys(["merge", "hubmerge", "bundle", codec, *(one_line(t) for t in words.tags)])),
     }
     return {k: v for k, v in data.items() if v not in (None, [])}

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 import hubmerge
 from hubmerge import align
+from hubmerge.card import datasets_of, languages_of
 from hubmerge.codec import Codec, CodecParams, Target, Task
 from hubmerge.codecs import get_codec
 from hubmerge.errors import HubMergeError, IntegrityError, UnknownMethodError, UsageError
@@ -42,6 +43,14 @@ class Origin(BaseModel):
     """Its licence, by its card and its licence files: ``license``, ``license_name``, ``license_link``."""
     license_files: _Texts = ()
     """Its licence and notice files."""
+    languages: _Texts = ()
+    """What its card names …"""
+    datasets: _Texts = ()
+    """… likewise."""
+    limitations: _Texts = ()
+    """What its card says about its limitations: plain paragraphs."""
+    bibtex: str = ""
+    """How its card says that it is cited."""
 
     @classmethod
     def of(cls, model: PinnedModel) -> Self:
@@ -56,6 +65,10 @@ class Origin(BaseModel):
             files=tuple(files),
             license=terms.front_matter() if terms is not None else {},
             license_files=tuple(sorted(model.notices)),
+            languages=tuple(languages_of([model.card])),
+            datasets=tuple(datasets_of([model.card])),
+            limitations=model.quotes.limitations,
+            bibtex=model.quotes.bibtex,
             **place,
         )
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from hubmerge.analysis import Diagnostics
 from hubmerge.architectures import Loading, loading, with_task
-from hubmerge.card.wording import Setting, compact, credits_of, paper_url, sections, settings_table
+from hubmerge.card.citing import bibtex, paper_url
+from hubmerge.card.quoting import Quotation, Speaker, quotations
+from hubmerge.card.wording import Setting, compact, credits_of, settings_table, uses
 from hubmerge.evaluation import Comparison, Table, table
 from hubmerge.licenses import Decision, derive_license, license_of
 from hubmerge.methods import get_method
@@ -146,9 +148,14 @@ class CardFacts:
         return " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
 
     @property
-    def sections(self) -> tuple[tuple[str, str], ...]:
-        """What the author says about the result's use."""
-        return sections(self.words)
+    def uses(self) -> tuple[tuple[str, str], ...]:
+        """What the author says the result is for, and what not."""
+        return uses(self.words)
+
+    @property
+    def limitations(self) -> tuple[Quotation, ...]:
+        """What the parents' cards say about their limitations."""
+        return quotations((Speaker.of(m), m.quotes.limitations) for m in self.parents)
 
     @property
     def credits(self) -> tuple[tuple[str, str], ...]:
@@ -211,7 +218,18 @@ class CardFacts:
     @property
     def paper_url(self) -> str | None:
         """Where the method's paper is."""
-        return paper_url(self.method)
+        return paper_url(self.method.paper)
+
+    @property
+    def bibtex(self) -> str | None:
+        """How the method's paper is cited."""
+        return bibtex(self.method.paper)
+
+    @property
+    def base_citation(self) -> tuple[Speaker, str] | None:
+        """How the base's card says that the base is cited."""
+        base = self.plan.base
+        return (Speaker.of(base), base.quotes.bibtex) if self.has_base and base.quotes.bibtex else None
 
 
 def _same(a: PinnedModel, b: PinnedModel) -> bool:

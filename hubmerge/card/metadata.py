@@ -40,8 +40,8 @@ def front_matter(facts: CardFacts) -> dict[str, Any]:
         **_relations(facts),
         "pipeline_tag": _pipeline_tag(facts, cards),
         **(facts.license.terms.front_matter() if facts.license.terms else {}),
-        "language": _matching(_LANGUAGE, words.language or _union(cards, "language")),
-        "datasets": _matching(_REPO, _union(cards, "datasets")),
+        "language": languages_of([{"language": list(words.language)}] if words.language else cards),
+        "datasets": datasets_of(cards),
         "tags": _once(
             [
                 "merge",
@@ -57,9 +57,24 @@ def front_matter(facts: CardFacts) -> dict[str, Any]:
     return {k: v for k, v in data.items() if v not in (None, [])}
 
 
+def languages_of(cards: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The languages that cards name, each once."""
+    return _matching(_LANGUAGE, _union(cards, "language"))
+
+
+def datasets_of(cards: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The data sets that cards name, each once."""
+    return _matching(_REPO, _union(cards, "datasets"))
+
+
+def repos_of(names: Iterable[str | None]) -> list[str]:
+    """Those names that can be repositories, each once."""
+    return _once(name for name in names if name is not None and _REPO.fullmatch(name))
+
+
 def _relations(facts: CardFacts) -> dict[str, Any]:
     """Where the result stands among the Hub's models: a merge of its parents, or an adapter of their base."""
-    repos = _once(m.repo for m in facts.parents if not m.is_local and _REPO.fullmatch(m.repo))
+    repos = repos_of(m.repo for m in facts.parents if not m.is_local)
     if facts.adapter:
         base = repos[0] if repos and repos[0] == facts.plan.base.repo else None
         return {"base_model": base, "base_model_relation": "adapter" if base else None, "library_name": "peft"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hubmerge
 from hubmerge.card.facts import CardFacts
 from hubmerge.card.metadata import assembled, front_matter
-from hubmerge.markdown import environment
+from hubmerge.templating import rendered
 
 TEMPLATE = "model_card.md.jinja"
 
@@ -14,7 +14,8 @@ def render_card(facts: CardFacts) -> str:
     """The whole ``README.md``.
 
     Raises:
+        UsageError: What is wrong with the template of the recipe's author.
         HubMergeError: The front matter would not be read back as it was meant.
     """
-    body = environment().get_template(TEMPLATE).render(facts=facts, hub_url=facts.hub_url, version=hubmerge.__version__)
-    return assembled(front_matter(facts), body)
+    values = {"facts": facts, "hub_url": facts.hub_url, "version": hubmerge.__version__}
+    return assembled(front_matter(facts), rendered(TEMPLATE, values, facts.words.template))

@@ -1,9 +1,8 @@
-"""What the cards of merges and of bundles tell in the same way: the author's words, parameters, the paper."""
+"""What the cards of merges and of bundles tell in the same way: the author's words and the parameters."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,6 @@ from hubmerge.spec import Algorithm
 
 if TYPE_CHECKING:
     from hubmerge.recipe import Card
-
-_ARXIV = re.compile(r"arXiv[ :](\d{4}\.\d{4,5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +22,9 @@ class Setting:
     meaning: str
 
 
-def sections(words: Card) -> tuple[tuple[str, str], ...]:
-    """What the recipe's author says about the result's use."""
-    return _given(
-        ("Evaluation", words.evaluation),
-        ("Intended use", words.intended_use),
-        ("Out-of-scope use", words.out_of_scope_use),
-        ("Limitations", words.limitations),
-    )
+def uses(words: Card) -> tuple[tuple[str, str], ...]:
+    """What the recipe's author says the result is for, and what not."""
+    return _given(("Intended use", words.intended_use), ("Out-of-scope use", words.out_of_scope_use))
 
 
 def credits_of(words: Card) -> tuple[tuple[str, str], ...]:
@@ -47,12 +39,6 @@ def settings_table(algorithm: Algorithm, given: Mapping[str, Any]) -> tuple[Sett
         for name, info in algorithm.parameters.model_fields.items()
         if name in given
     )
-
-
-def paper_url(algorithm: Algorithm) -> str | None:
-    """Where a method's paper is."""
-    found = _ARXIV.search(algorithm.paper)
-    return f"https://arxiv.org/abs/{found[1]}" if found else None
 
 
 def compact(value: Any) -> str:

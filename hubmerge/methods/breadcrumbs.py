@@ -44,7 +44,10 @@ class Breadcrumbs(Method):
     summary = (
         "Drop each delta's largest and smallest entries, tensor by tensor, and add the rest, weighted, to the base."
     )
-    paper = "Model Breadcrumbs, Davari and Belilovsky, 2024, arXiv 2312.06795"
+    paper = (
+        "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks, Davari and Belilovsky, 2024, "
+        "arXiv 2312.06795"
+    )
     parameters = BreadcrumbsParams
 
     def problem(self, p: BreadcrumbsParams, weights: Sequence[float]) -> str | None:

@@ -34,7 +34,10 @@ class DareLinear(Method):
 
     name = "dare_linear"
     summary = "Drop entries of every delta at random, rescale the rest, and add their weighted sum to the base."
-    paper = "Language Models are Super Mario (DARE), Yu et al., 2024, arXiv 2311.03099"
+    paper = (
+        "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch (DARE), "
+        "Yu et al., 2024, arXiv 2311.03099"
+    )
     parameters = DareLinearParams
 
     def problem(self, p: DareLinearParams, weights: Sequence[float]) -> str | None:

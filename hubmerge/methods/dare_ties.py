@@ -46,7 +46,10 @@ class DareTies(Method):
 
     name = "dare_ties"
     summary = "Drop entries of every delta at random, rescale the rest, elect a sign per entry, and merge what agrees."
-    paper = "Language Models are Super Mario (DARE), Yu et al., 2024, arXiv 2311.03099"
+    paper = (
+        "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch (DARE), "
+        "Yu et al., 2024, arXiv 2311.03099"
+    )
     parameters = DareTiesParams
 
     def scope(self, p: DareTiesParams) -> Scope:

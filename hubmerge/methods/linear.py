@@ -25,7 +25,10 @@ class Linear(Method):
 
     name = "linear"
     summary = "Weighted average of the models' weights: the sum of weight × model, divided by the sum of the weights."
-    paper = "Model soups, Wortsman et al., 2022, arXiv 2203.05482"
+    paper = (
+        "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference "
+        "time, Wortsman et al., 2022, arXiv 2203.05482"
+    )
     parameters = LinearParams
     uses_base = False
 

@@ -26,8 +26,8 @@ _YAML_1_1_BOOL = {
 }
 
 
-def read_file(path: str | Path) -> str:
-    """The text of a recipe file.
+def read_file(path: str | Path, what: str = "recipe") -> str:
+    """The text of a recipe file, or of another small one that messages call ``what``.
 
     Raises:
         RecipeError: It cannot be read, is larger than 1 MB or is not UTF-8.
@@ -39,7 +39,7 @@ def read_file(path: str | Path) -> str:
     except OSError as e:
         raise RecipeError(f"{path}: cannot be read: {e.strerror or e}") from e
     if len(data) > MAX_SIZE_BYTES:
-        raise RecipeError(f"{path}: larger than {MAX_SIZE_BYTES:,} bytes; this is not a recipe")
+        raise RecipeError(f"{path}: larger than {MAX_SIZE_BYTES:,} bytes; this is not a {what}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:

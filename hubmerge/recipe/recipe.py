@@ -99,6 +99,8 @@ class Recipe(BaseModel):
         if not isinstance(method, Method):
             if self.output.format != "bundle":
                 issues.append((("method",), f"{method.name} is a codec of bundles; write output: {{format: bundle}}"))
+            if self.card.template is not None:
+                issues.append((("card", "template"), "a bundle's card is made anew with every task, by no template"))
             return issues
         if self.output.format == "bundle":
             issues.append((("output", "format"), f"a bundle needs a codec as its method, and {method.name} is none"))
@@ -120,7 +122,14 @@ class Recipe(BaseModel):
         """
         from hubmerge.recipe.load import read_file
 
-        return cls.loads(read_file(path), where=str(path))
+        return cls.loads(read_file(path), where=str(path))._beside(Path(path).parent)
+
+    def _beside(self, folder: Path) -> Self:
+        """The recipe of a file in this folder: its card's template is found from there."""
+        if self.card.template is None:
+            return self
+        place = str(folder / Path(self.card.template).expanduser())
+        return self.model_copy(update={"card": self.card.model_copy(update={"template": place})})
 
     @classmethod
     def loads(cls, text: str, where: str = "recipe.yaml") -> Self:

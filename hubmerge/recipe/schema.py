@@ -138,6 +138,8 @@ class Card(BaseModel):
     authors: Text | None = None
     contact: Text | None = None
     acknowledgements: Text | None = None
+    template: Text | None = None
+    """A file beside the recipe: a Jinja2 template that extends the card's and replaces some of its blocks."""
 
     @field_validator("language", mode="before")
     @classmethod

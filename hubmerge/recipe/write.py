@@ -31,7 +31,9 @@ def normalized(recipe: Recipe, parameters: Parameters) -> dict[str, Any]:
     shared = _settings(parameters.shared, known)
     for name, value in defaults.items():
         shared.setdefault(name, _plain(value))
-    data = recipe.model_dump(mode="json", exclude={"models", "parameters", "base"})
+    # Where a template lies is about this machine; what came of it is the card.
+    left_out: dict[str, Any] = {"models": True, "parameters": True, "base": True, "card": {"template"}}
+    data = recipe.model_dump(mode="json", exclude=left_out)
     return {
         "method": recipe.method,
         "base": str(recipe.base) if recipe.base else None,

@@ -9,6 +9,7 @@ from hubmerge.spec.inputs import (
     FileSpec,
     Kind,
     PinnedModel,
+    Quotes,
     TensorSpec,
     natural_key,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "PinnedModel",
     "Plan",
     "Problem",
+    "Quotes",
     "Scope",
     "Settings",
     "SmallFile",

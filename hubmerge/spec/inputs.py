@@ -126,6 +126,16 @@ class AdapterPart:
 
 
 @dataclass(frozen=True, slots=True)
+class Quotes:
+    """What may be quoted of a model's card; plain text, of bounded length."""
+
+    limitations: tuple[str, ...] = ()
+    """Its paragraphs about limitations; one that begins with ``- `` is an item of a list."""
+    bibtex: str = ""
+    """How it asks to be cited."""
+
+
+@dataclass(frozen=True, slots=True)
 class PinnedModel:
     """A model whose commit, files and tensor inventory are known; nothing but headers has been read."""
 
@@ -145,6 +155,8 @@ class PinnedModel:
     """What the adapter changes; empty for a full checkpoint."""
     card: Mapping[str, Any] = field(default_factory=dict)
     """Front matter of the model card."""
+    quotes: Quotes = Quotes()
+    """What its text says."""
     notices: Mapping[str, bytes] = field(default_factory=dict)
     """Contents of the licence and notice files at the top, by their path."""
     notes: tuple[str, ...] = ()

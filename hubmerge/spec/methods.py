@@ -165,7 +165,8 @@ class Algorithm(ABC):
     summary: ClassVar[str]
     """One sentence with the rule."""
     paper: ClassVar[str]
-    """Title, authors' short form and arXiv id or DOI."""
+    """Title, authors' short form, year and arXiv id or DOI: ``Title (NICKNAME), First et al., 2024, arXiv 2401.01234``;
+    cards make links and BibTeX of it."""
     parameters: ClassVar[type[Params]]
     unit: ClassVar[Literal["element", "matrix"]] = "element"
 
