@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hubmerge import staging
 from hubmerge.card import CardFacts
-from hubmerge.companions import all_written, companions
+from hubmerge.companions import all_written, check_card, companions
 from hubmerge.devices import device_map
 from hubmerge.errors import UsageError
 from hubmerge.evaluation import compare
@@ -28,6 +28,7 @@ from hubmerge.recipe import Recipe
 from hubmerge.resolve import pin_recipe
 from hubmerge.results import PlanReport, Result
 from hubmerge.running import Clock, RunOptions, facts_of, meter_for, peaks_of, run, runnable, share_of, tuning_for
+from hubmerge.signing import Signing, open_signer, open_verifier
 from hubmerge.spec import Plan
 from hubmerge.tuning import footprint_of
 
@@ -42,6 +43,7 @@ __all__ = [
     "PushTarget",
     "Result",
     "RunOptions",
+    "Signing",
     "analyze",
     "clean_up",
     "merge",
@@ -109,20 +111,22 @@ def merge(
     resume: bool = True,
     diagnostics: bool = False,
     evaluations: Sequence[str] = (),
+    sign: Signing | None = None,
     progress: Callable[[Progress], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Result:
     """Merge into a local folder, which appears under its name only when everything in it is whole.
 
     A run that ends early leaves its finished files beside the folder, and the next one of the same plan takes them
-    over, unless ``resume`` is False. With ``diagnostics``, how the tasks lie to one another is measured and shown;
-    ``evaluations`` are files of results for the card, as ``--eval`` takes them. Several processes that call this with
-    their ``ranks`` share the work, and all get the result.
+    over, unless ``resume`` is False. With ``diagnostics``, how the tasks lie to one another is measured and shown; with
+    ``sign``, the result has a signature over all of its files; ``evaluations`` are files of results for the card, as
+    ``--eval`` takes them. Several processes that call this with their ``ranks`` share the work, and all get the result.
 
     Raises:
         HubMergeError: What went wrong; nothing stands under the folder's name.
     """
     clock = Clock()
+    signer = open_signer(sign) if sign is not None and ranks.first else None
     hub = hub or Hub()
     options = share_of(options or RunOptions(), ranks)
     planned = runnable(plan(recipe, hub=hub))
@@ -132,6 +136,7 @@ def merge(
     meter = meter_for(planned, recipe, options) if diagnostics else None
     work = _resumable(planned, recipe, resume=resume)
     ranks.agree(facts_of(planned, work, {"out": out, "overwrite": overwrite, "diagnostics": diagnostics}))
+    ranks.from_first(lambda: check_card(recipe, planned, hub, None, results))
     with (
         FolderSink(Path(out), work.tag, needed, overwrite=overwrite, work=work, ranks=ranks) as sink,
         Inputs(planned, hub, options.fetch, options.max_disk_bytes, needed) as inputs,
@@ -141,7 +146,9 @@ def merge(
         terms = derive_license(planned, recipe.card)
         check = terms.record(accepted_risk=False)
         files = ranks.from_first(
-            lambda: companions(recipe, planned, hub, sink.written, truncation, check, meter=meter, results=results)
+            lambda: companions(
+                recipe, planned, hub, sink.written, truncation, check, meter=meter, signer=signer, results=results
+            )
         )
         sink.commit(files)
         written = all_written(sink.written, files)
@@ -159,6 +166,7 @@ def push(
     resume: bool = True,
     diagnostics: bool = False,
     evaluations: Sequence[str] = (),
+    sign: Signing | None = None,
     progress: Callable[[Progress], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Result:
@@ -166,14 +174,16 @@ def push(
 
     Finished shards are staged in a branch of the target's repository. A run that ends early leaves them there, and
     the next one of the same plan, on any machine, takes them over, unless ``resume`` is False. With ``diagnostics``,
-    how the tasks lie to one another is measured and shown; ``evaluations`` are files of results for the card, as
-    ``--eval`` takes them. Several processes that call this with their ``ranks`` share the work, and all get the result.
+    how the tasks lie to one another is measured and shown; with ``sign``, the result has a signature over all of its
+    files; ``evaluations`` are files of results for the card, as ``--eval`` takes them. Several processes that call this
+    with their ``ranks`` share the work, and all get the result.
 
     Raises:
         LicenseError: The parents' licences forbid it; nothing was created.
         HubMergeError: What else went wrong; nothing half-made is left in the target's branches.
     """
     clock = Clock()
+    signer = open_signer(sign) if sign is not None and ranks.first else None
     hub = hub or Hub()
     options = share_of(options or RunOptions(), ranks)
     target = PushTarget(target) if isinstance(target, str) else target
@@ -191,6 +201,7 @@ def push(
     meter = meter_for(planned, recipe, options) if diagnostics else None
     work = _resumable(planned, recipe, resume=resume)
     ranks.agree(facts_of(planned, work, asdict(target) | {"diagnostics": diagnostics}))
+    ranks.from_first(lambda: check_card(recipe, planned, hub, target.repo, results))
     with (
         Publisher(hub, target.repo, publishing, work, ranks) as publisher,
         _ends(planned, hub, options, publisher) as (inputs, sink),
@@ -200,7 +211,9 @@ def push(
         clock.lap("merge_s")
         check = terms.record(accepted_risk=target.accept_license_risk)
         files = ranks.from_first(
-            lambda: companions(recipe, planned, hub, sink.written, truncation, check, publisher.repo, meter, results)
+            lambda: companions(
+                recipe, planned, hub, sink.written, truncation, check, publisher.repo, meter, signer, results
+            )
         )
         published = publisher.finish(files)
         clock.lap("publish_s")
@@ -251,11 +264,25 @@ def clean_up(repo: str, *, hub: Hub | None = None) -> tuple[str, ...]:
     return staging.clean_up(hub or Hub(), repo)
 
 
-def verify(target: str, *, hub: Hub | None = None) -> Report:
-    """Check a folder or a repository (``repo[@revision]``) against its lock."""
+def verify(
+    target: str, *, hub: Hub | None = None, public_key: Path | None = None, certificate: Path | None = None
+) -> Report:
+    """Check a folder or a repository (``repo[@revision]``) against its lock, and the lock against a signature.
+
+    Args:
+        target: What to check.
+        hub: The Hub.
+        public_key: Of whom must have signed it (PEM) …
+        certificate: … or the certificates that vouch for them. With neither, a signature is not checked.
+
+    Raises:
+        UsageError: The key or certificate cannot be used.
+        VerificationError: There is no lock that can be read.
+    """
     from hubmerge.verification import verify as check
 
-    return check(target, hub or Hub())
+    verifier = open_verifier(public_key=public_key, certificate=certificate)
+    return check(target, hub or Hub(), verifier=verifier)
 
 
 def _resumable(planned: Plan, recipe: Recipe, *, resume: bool) -> Resumable:

@@ -1,4 +1,7 @@
-"""The small files of a merged model: copies, licences, recipe, diagnostics, card, and the lock over all of them."""
+"""The small files of a merged model: copies, licences, recipe, diagnostics, card, bill of materials, and the lock.
+
+The lock is over all of them, and a signature over the lock too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hubmerge.aibom import AIBOM_NAME, merge_bill
 from hubmerge.card import HUB_URL, CardFacts, render_card
 from hubmerge.evaluation import Comparison, result_files
 from hubmerge.hub import Hub
@@ -16,6 +20,7 @@ from hubmerge.lock import LOCK_NAME, build_lock, dumps, portable_recipe
 from hubmerge.output import Written
 from hubmerge.plots import as_files
 from hubmerge.recipe import Recipe
+from hubmerge.signing import SIGNATURE_NAME, Signer
 from hubmerge.spec import Plan, Truncation
 
 if TYPE_CHECKING:
@@ -34,9 +39,13 @@ def companions(
     license_check: Mapping[str, Any],
     repo: str | None = None,
     meter: Meter | None = None,
+    signer: Signer | None = None,
     results: Comparison | None = None,
 ) -> dict[str, bytes]:
-    """The small files of the result: copies, licences, recipe, card, and the lock over all of them."""
+    """The small files of the result: copies, licences, recipe, card, bill of materials, the lock over all of them.
+
+    With a signer, also a signature over all of these.
+    """
     files: dict[str, bytes] = {}
     for f in planned.files:
         if f.content is not None:
@@ -54,12 +63,27 @@ def companions(
     files[CARD_NAME] = render_card(facts).encode()
     if results is not None and repo is not None:
         files |= result_files(results, lambda dataset: benchmark(hub, dataset))
+    files[AIBOM_NAME] = merge_bill(facts, written)
     files |= own_texts(facts.license)
     if (text := notice(facts.license, files.get(NOTICE_NAME, b""))) is not None:
         files[NOTICE_NAME] = text
     lock = build_lock(planned, recipe.normalized(), all_written(written, files), license_check)
     files[LOCK_NAME] = dumps(lock).encode()
+    if signer is not None:
+        files[SIGNATURE_NAME] = signer.sign(repo or facts.title, all_written(written, files))
     return files
+
+
+def check_card(recipe: Recipe, planned: Plan, hub: Hub, repo: str | None, results: Comparison | None) -> None:
+    """Render the card before anything is read, as far as it is known then; if it is published, the Hub checks it.
+
+    Raises:
+        UsageError: What is wrong with the template of the recipe's author.
+        PublishError: What the Hub does not accept.
+    """
+    text = render_card(CardFacts(planned, recipe, repo, hub.endpoint if repo else HUB_URL, results=results))
+    if repo is not None:
+        hub.validate_card(text)
 
 
 def all_written(written: list[Written], files: Mapping[str, bytes]) -> tuple[Written, ...]:

@@ -14,6 +14,7 @@ import torch
 
 import hubmerge
 from hubmerge import api
+from hubmerge.aibom import AIBOM_NAME
 from hubmerge.errors import PlanError, UsageError, VerificationError
 from hubmerge.evaluation import RESULTS_FOLDER
 from hubmerge.hub import Hub
@@ -21,10 +22,10 @@ from hubmerge.io.header import read_header
 from hubmerge.io.local import FileSource, sha256_of
 from hubmerge.lock import LOCK_NAME, Lock, Source, environment
 from hubmerge.markdown import one_line
+from hubmerge.places import Place, lock_of, open_place
 from hubmerge.plots import FIGURES_NAME
 from hubmerge.recipe import Recipe
 from hubmerge.spec import ByteSource, TensorSpec
-from hubmerge.verification import Place, lock_of, open_place
 
 if TYPE_CHECKING:
     from hubmerge.engine import Progress
@@ -36,8 +37,9 @@ TOLERANCES = {"F64": 1e-4, "F32": 1e-4, "BF16": 1e-3, "F16": 1e-3}
 Matrix decompositions differ in their last bits between processors and libraries; methods promise 1e-4. In half
 precision a value on the edge between two numbers may be rounded to either of them, which are up to 2⁻⁷ apart.
 """
-_ABOUT_ITSELF = ("README.md", "hubmerge.yaml")
-"""Written for one place and its recipe: the card names the repository, the recipe the revisions as they were given."""
+_ABOUT_ITSELF = ("README.md", "hubmerge.yaml", AIBOM_NAME)
+"""Written for one place and its recipe: card and bill of materials name the repository and the digests, the recipe the
+revisions as they were given."""
 _BLOCK_ELEMENTS = 1 << 22
 
 

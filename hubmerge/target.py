@@ -11,6 +11,7 @@ from hubmerge.errors import HubMergeError, PublishError, TargetMovedError, Targe
 from hubmerge.hub import Hub, Refs
 from hubmerge.journal import Resumable, Written
 from hubmerge.lock import LOCK_NAME, loads
+from hubmerge.signing import SIGNATURE_NAME
 from hubmerge.spec import FileSpec
 
 # What the Hub puts into every new repository: a repository with nothing else holds nobody's work.
@@ -101,7 +102,8 @@ def inspect(hub: Hub, repo: str, refs: Refs, options: PublishOptions) -> State:
             f"{repo}@{branch} holds {len(foreign)} files that hubmerge did not make, e.g. {foreign[0]}",
             hint="Choose another repository, open a pull request (--pr), or give --overwrite (overwrite=True).",
         )
-    ours = _made_before(hub, repo, parent) if LOCK_NAME in files else frozenset()
+    # A signature is of everything at once: with any other file, the one that is there holds no more.
+    ours = (_made_before(hub, repo, parent) if LOCK_NAME in files else frozenset()) | {SIGNATURE_NAME}
     stale = tuple(p for p in files if (is_weight_file(p) or p in ours) and p not in options.keep)
     return State(branch, parent, files, stale, refs.tags.get(options.tag) if options.tag else None)
 

@@ -1,30 +1,23 @@
-"""An artifact against its lock: every file's size and digest, and files that should not be there."""
+"""An artifact against its lock: every file's size and digest, files that should not be there, and the signature."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
-from hubmerge.errors import IntegrityError, SourceError, UsageError, VerificationError
+from hubmerge.errors import VerificationError
 from hubmerge.io import threads
-from hubmerge.io.local import FileSource, sha256_of
-from hubmerge.lock import LOCK_NAME, Lock, OutputDigest, loads
+from hubmerge.lock import LOCK_NAME, Lock, OutputDigest
 from hubmerge.markdown import one_line
-from hubmerge.recipe.refs import ModelRef
-from hubmerge.spec import ByteSource, FileSpec
+from hubmerge.places import Place, lock_text, open_place, parse_lock
+from hubmerge.signing import SIGNATURE_NAME, Verifier
 
 if TYPE_CHECKING:
     from hubmerge.hub import Hub
 
-_BLOCK_BYTES = 16 * 1024 * 1024
-_MAX_LOCK_BYTES = 32_000_000
 _MAX_THREADS = 8
 _SHORT = 12
 _WEIGHTS = (
@@ -84,6 +77,18 @@ def _show(state: Found | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Signature:
+    """What is known of the signature over the lock and the files in it."""
+
+    state: Literal["unchecked", "holds", "fails"]
+    says: str
+    """The same as a sentence, with the reason."""
+
+    def __str__(self) -> str:
+        return f"{'note' if self.state == 'unchecked' else 'signed':8} {self.says}"
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The outcome of a verification."""
 
@@ -91,7 +96,7 @@ class Report:
     commit: str | None
     """The commit that was looked at; None for a local folder."""
     lock_sha256: str
-    """Digest of the lock itself. Nothing in the artifact vouches for it: compare it with a record of your own."""
+    """Digest of the lock itself. Only a signature vouches for it; without one, compare it with your own record."""
     files: int
     """How many files the lock lists."""
     size_bytes: int
@@ -101,11 +106,13 @@ class Report:
     mismatches: tuple[Mismatch, ...]
     unlisted: tuple[str, ...]
     """Files the lock does not list and that no loader reads, such as images."""
+    signature: Signature | None = None
+    """None if there is none, and none was asked for."""
 
     @property
     def ok(self) -> bool:
-        """Whether everything is as the lock says."""
-        return not self.mismatches
+        """Whether everything is as the lock says, and the lock as it was signed, where that was checked."""
+        return not self.mismatches and (self.signature is None or self.signature.state != "fails")
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -121,11 +128,14 @@ class Report:
                 else f"; {self.read_bytes:,} bytes read, the rest by the Hub's list"
             )
             verdict = f"OK: {where}: {self.files} files, {self.size_bytes:,} bytes as in {LOCK_NAME}{how}"
+        elif not self.mismatches:
+            verdict = f"MISMATCH: {where}: {self.files} files are as in {LOCK_NAME}, and the signature does not hold"
         else:
             differ = f"{len(self.mismatches)} file{'s differ' if len(self.mismatches) != 1 else ' differs'}"
             verdict = f"MISMATCH: {where}: {differ} from {LOCK_NAME}, which lists {self.files}"
         extra = [f"note     {one_line(path)}: not in the lock" for path in self.unlisted]
-        return "\n".join([verdict, *(f"  {line}" for line in [*map(str, self.mismatches), *extra])])
+        signed = [str(self.signature)] if self.signature is not None else []
+        return "\n".join([verdict, *(f"  {line}" for line in [*map(str, self.mismatches), *extra, *signed])])
 
     def raise_for_mismatch(self) -> None:
         """Do nothing if everything matches.
@@ -137,7 +147,9 @@ class Report:
             raise VerificationError(self.text(), hint="fetch it again, or find out who changed it")
 
 
-def verify(target: str | Path, hub: Hub | None = None, *, deep: bool = False) -> Report:
+def verify(
+    target: str | Path, hub: Hub | None = None, *, deep: bool = False, verifier: Verifier | None = None
+) -> Report:
     """Check a model against its ``hubmerge.lock.json``.
 
     Args:
@@ -145,6 +157,7 @@ def verify(target: str | Path, hub: Hub | None = None, *, deep: bool = False) ->
         hub: How to reach the Hub.
         deep: Also read and hash the large files of a Hub repository, whose digests are otherwise taken from its file
             list. A local folder is always read.
+        verifier: Who must have signed it. Without, a signature is told of and not checked.
 
     Raises:
         VerificationError: There is no lock, or none that can be read.
@@ -152,152 +165,16 @@ def verify(target: str | Path, hub: Hub | None = None, *, deep: bool = False) ->
         AccessError: The repository is missing or not accessible.
     """
     place = open_place(target, hub)
-    return _compare(place, deep=deep)
-
-
-# --- the two kinds of place -------------------------------------------------------------------------------------
-
-
-class Place(Protocol):
-    """Where a published model lies."""
-
-    @property
-    def name(self) -> str:
-        """How to call it."""
-
-    @property
-    def commit(self) -> str | None:
-        """Which commit it is; None for a folder."""
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Of its files."""
-
-    def read_lock(self) -> bytes:
-        """The text of its lock."""
-
-    def digest(self, file: OutputDigest, *, deep: bool) -> tuple[str, bool]:
-        """Digest of a file that has the size the lock says, and whether its bytes were read for it."""
-
-    def open(self, path: str) -> ByteSource:
-        """One of its files."""
-
-
-def open_place(target: str | Path, hub: Hub | None = None) -> Place:
-    """A local folder, or ``repo`` or ``repo@revision`` on the Hub.
-
-    Raises:
-        UsageError: It is neither.
-        AccessError: The repository is missing or not accessible.
-    """
-    try:
-        ref = ModelRef.parse(str(target))
-    except ValidationError as e:
-        reason = e.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-        raise UsageError(
-            f"cannot verify {str(target)!r}: {reason}", hint="give a folder, or org/name[@revision]"
-        ) from e
-    if ref.is_local or isinstance(target, Path):
-        return _Folder(Path(target).expanduser())
-    if hub is None:
-        from hubmerge.hub import Hub
-
-        hub = Hub()
-    return _Repo(ref.repo, ref.revision, hub)
-
-
-def lock_of(place: Place) -> Lock:
-    """Its lock.
-
-    Raises:
-        VerificationError: There is none, or none that can be read.
-    """
-    return _parse(_lock_text(place), place.name)
-
-
-def _lock_text(place: Place) -> bytes:
-    if LOCK_NAME not in place.sizes:
-        raise VerificationError(
-            f"{place.name}: has no {LOCK_NAME}",
-            hint="hubmerge did not publish this model, or somebody removed the lock",
-        )
-    return place.read_lock()
-
-
-class _Folder:
-    commit = None
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise UsageError(
-                f"{folder}: no such folder", hint="give a folder with a merged model, or org/name[@revision]"
-            )
-        self.name, self._folder = str(folder), folder
-        self.sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in _files(folder)}
-
-    def read_lock(self) -> bytes:
-        path = self._folder / LOCK_NAME
-        if self.sizes[LOCK_NAME] > _MAX_LOCK_BYTES:
-            raise VerificationError(f"{path}: {self.sizes[LOCK_NAME]} bytes is too large for a lock")
-        return path.read_bytes()
-
-    def digest(self, file: OutputDigest, *, deep: bool) -> tuple[str, bool]:
-        try:
-            return sha256_of(self._folder / file.path), True
-        except OSError as e:
-            raise SourceError(f"{self._folder / file.path}: cannot be read: {e.strerror}") from e
-
-    def open(self, path: str) -> ByteSource:
-        return FileSource(self._folder / path, self.sizes[path])
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    """All files but those in hidden folders, which hold what git and download tools note down."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (p for name in sorted(names) if (p := Path(root, name)).is_file())
-
-
-class _Repo:
-    def __init__(self, repo: str, revision: str | None, hub: Hub) -> None:
-        self.name, self._hub = repo, hub
-        self.commit: str = hub.pin(repo, revision)
-        self._files: Mapping[str, FileSpec] = {f.path: f for f in hub.list_files(repo, self.commit)}
-        self.sizes = {path: spec.size_bytes for path, spec in self._files.items()}
-
-    def read_lock(self) -> bytes:
-        return self._hub.read_small(self.name, self.commit, LOCK_NAME)
-
-    def digest(self, file: OutputDigest, *, deep: bool) -> tuple[str, bool]:
-        spec = self._files[file.path]
-        if spec.sha256 is None:
-            return hashlib.sha256(self._hub.read_small(self.name, self.commit, file.path)).hexdigest(), True
-        # A list that already disagrees needs no reading to be wrong.
-        if not deep or spec.sha256 != file.sha256:
-            return spec.sha256, False
-        return self._read_digest(spec), True
-
-    def _read_digest(self, spec: FileSpec) -> str:
-        total = hashlib.sha256()
-        buffer = memoryview(bytearray(min(_BLOCK_BYTES, spec.size_bytes)))
-        with closing(self.open(spec.path)) as source:
-            for start in range(0, spec.size_bytes, _BLOCK_BYTES):
-                part = buffer[: min(_BLOCK_BYTES, spec.size_bytes - start)]
-                source.read_into(start, part)
-                total.update(part)
-        return total.hexdigest()
-
-    def open(self, path: str) -> ByteSource:
-        return self._hub.open(self.name, self.commit, self._files[path])
+    return _compare(place, deep=deep, verifier=verifier)
 
 
 # --- comparing --------------------------------------------------------------------------------------------------
 
 
-def _compare(place: Place, *, deep: bool) -> Report:
+def _compare(place: Place, *, deep: bool, verifier: Verifier | None) -> Report:
     """Compare a place with the lock in it."""
-    text = _lock_text(place)
-    lock, present = _parse(text, place.name), place.sizes
+    text = lock_text(place)
+    lock, present = parse_lock(text, place), place.sizes
 
     def check(file: OutputDigest) -> tuple[Mismatch | None, int]:
         expected = Found(file.size_bytes, file.sha256)
@@ -313,7 +190,7 @@ def _compare(place: Place, *, deep: bool) -> Report:
 
     with threads.pool(min(_MAX_THREADS, 2 * (os.cpu_count() or 1))) as pool:
         results = list(pool.map(check, lock.outputs))
-    others = sorted(present.keys() - {f.path for f in lock.outputs} - {LOCK_NAME, ".gitattributes"})
+    others = sorted(present.keys() - {f.path for f in lock.outputs} - {LOCK_NAME, SIGNATURE_NAME, ".gitattributes"})
     extra = [Mismatch(p, "extra", None, Found(present[p])) for p in others if _is_loadable(p)]
     return Report(
         target=place.name,
@@ -324,14 +201,20 @@ def _compare(place: Place, *, deep: bool) -> Report:
         read_bytes=sum(n for _, n in results),
         mismatches=(*(m for m, _ in results if m is not None), *extra),
         unlisted=tuple(p for p in others if not _is_loadable(p)),
+        signature=_signature(place, text, lock, verifier),
     )
 
 
-def _parse(text: bytes, target: str) -> Lock:
-    try:
-        return loads(text, f"{target}/{LOCK_NAME}")
-    except IntegrityError as e:
-        raise VerificationError(e.message, hint=e.hint) from e
+def _signature(place: Place, text: bytes, lock: Lock, verifier: Verifier | None) -> Signature | None:
+    """Whether somebody vouches for the lock; the lock vouches for the rest."""
+    if SIGNATURE_NAME not in place.sizes:
+        return None if verifier is None else Signature("fails", f"there is no {SIGNATURE_NAME}")
+    if verifier is None:
+        return Signature("unchecked", f"{SIGNATURE_NAME}: a signature that was not checked; --public-key FILE does it")
+    digests = {LOCK_NAME: hashlib.sha256(text).hexdigest(), **{f.path: f.sha256 for f in lock.outputs}}
+    if problem := verifier.problem(place.read_small(SIGNATURE_NAME), digests):
+        return Signature("fails", problem)
+    return Signature("holds", f"{SIGNATURE_NAME} holds under {verifier.trusted}")
 
 
 def _is_loadable(path: str) -> bool:

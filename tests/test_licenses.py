@@ -215,6 +215,26 @@ def test_nothing_is_stated_for_an_unknown_parent(licenses: list[str | None]) -> 
     assert found.terms is None
 
 
+UNKNOWN = (None, "unknown", "not an identifier", "nobody-knows", "other", "cc", "grok2-community", "apple-ascl")
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN)
+def test_beside_an_unknown_parent_no_licence_of_the_hub_is_stated(unknown: str | None) -> None:
+    """But the unknown one itself, where it is named and all parents are under it."""
+    for name in sorted(LICENSES):
+        found = combined(name, unknown)
+        assert found.verdict != "allowed", name
+        if found.terms is not None:
+            assert found.terms.identifiers == (name,) == (unknown,)
+            assert name not in RULES or RULES[name].kind == "unread"
+
+
+def test_research_only_is_handed_on() -> None:
+    found = combined("mit", "apple-amlr")
+    assert (found.verdict, found.license) == ("allowed", "apple-amlr")
+    assert ("limit", "pass on: non-commercial research only", "apple-amlr") in asked(found)
+
+
 # --- what models state
 
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from hubmerge.bundles import destination, lifecycle
 from hubmerge.bundles.destination import Open
-from hubmerge.bundles.lifecycle import Made, Running
+from hubmerge.bundles.finishing import Made
+from hubmerge.bundles.lifecycle import Running
 from hubmerge.bundles.lora import retrieve_adapter
 from hubmerge.bundles.retrieve import Retrieval
 from hubmerge.bundles.store import Bundle, open_bundle
@@ -23,6 +24,7 @@ from hubmerge.lock import explain
 from hubmerge.output import Written
 from hubmerge.publish import PublishOptions
 from hubmerge.recipe.refs import ModelRef
+from hubmerge.signing import Signer, Signing, open_signer
 
 if TYPE_CHECKING:
     from hubmerge.recipe import Recipe
@@ -38,6 +40,7 @@ def create_bundle(
     overwrite: bool = False,
     license: str | None = None,  # noqa: A002 - the Hub's own word
     accept_license_risk: bool = False,
+    sign: Signing | None = None,
     hub: Hub | None = None,
 ) -> Made:
     """Make a bundle of a recipe's models, in a folder (``out``) or in a repository (``to``).
@@ -51,6 +54,7 @@ def create_bundle(
         overwrite: Replace what is there.
         license: What the card states, if not what the recipe says.
         accept_license_risk: Publish although the models' licences forbid it; the licence must be stated.
+        sign: With what to sign it.
         hub: Where repositories are.
 
     Raises:
@@ -66,7 +70,7 @@ def create_bundle(
             hint="name a codec as its method and set output: {format: bundle}; or use `hubmerge merge`",
         )
     hub, running = hub or Hub(), running or Running()
-    publication = Publication(to, accept_license_risk, license)
+    publication = Publication(to, accept_license_risk, license, _signer(sign))
     if out is not None:
         return lifecycle.create(recipe, hub, destination.folder(Path(out), overwrite=overwrite), running, publication)
     wanted = publish or PublishOptions(message="Publish a bundle made with hubmerge")
@@ -84,6 +88,7 @@ def add_task(
     running: Running | None = None,
     license: str | None = None,  # noqa: A002 - the Hub's own word
     accept_license_risk: bool = False,
+    sign: Signing | None = None,
     hub: Hub | None = None,
 ) -> Made:
     """Add a model to a bundle, in its folder or as one commit to its repository.
@@ -96,6 +101,7 @@ def add_task(
         running: How to run.
         license: What the card states from now on.
         accept_license_risk: Publish although the models' licences forbid it; the licence must be stated.
+        sign: With what to sign it.
         hub: Where repositories are.
 
     Raises:
@@ -108,10 +114,10 @@ def add_task(
         ref = ModelRef.parse(str(model))
     except ValidationError as e:
         raise UsageError(f"the model: {explain(e)}", hint="give a repo id, or ./ and a folder") from e
-    hub, running = hub or Hub(), running or Running()
+    hub, running, signer = hub or Hub(), running or Running(), _signer(sign)
     with opened(place, hub, base) as bundle:
         target = _same_place(bundle, hub, running, f"Add {name or model} with hubmerge")
-        publication = Publication(bundle.repo, accept_license_risk, license)
+        publication = Publication(bundle.repo, accept_license_risk, license, signer)
         return lifecycle.add(bundle, ref, name, hub, target, running, publication)
 
 
@@ -122,6 +128,7 @@ def remove_task(
     model: str | Path | None = None,
     base: str | Path | None = None,
     running: Running | None = None,
+    sign: Signing | None = None,
     hub: Hub | None = None,
 ) -> Made:
     """Take a task out of a bundle, in its folder or as one commit to its repository.
@@ -132,6 +139,7 @@ def remove_task(
         model: The folder of the model that was added, if it is not where the bundle says.
         base: The base's folder, likewise.
         running: How to run.
+        sign: With what to sign what is left; otherwise it has no signature any more.
         hub: Where repositories are.
 
     Raises:
@@ -140,10 +148,10 @@ def remove_task(
         TargetMovedError: Somebody else changed the bundle meanwhile.
         HubMergeError: What else went wrong; the bundle stays as it is.
     """
-    hub, running = hub or Hub(), running or Running()
+    hub, running, signer = hub or Hub(), running or Running(), _signer(sign)
     with opened(place, hub, base) as bundle:
         target = _same_place(bundle, hub, running, f"Remove {task} with hubmerge")
-        return lifecycle.remove(bundle, task, None if model is None else str(model), hub, target, running)
+        return lifecycle.remove(bundle, task, None if model is None else str(model), hub, target, running, signer)
 
 
 def retrieve_task(
@@ -200,6 +208,10 @@ def opened(place: str | Path, hub: Hub, base: str | Path | None = None) -> Itera
         yield bundle
     finally:
         bundle.close()
+
+
+def _signer(sign: Signing | None) -> Signer | None:
+    return open_signer(sign) if sign is not None else None
 
 
 def _same_place(bundle: Bundle, hub: Hub, running: Running, message: str) -> Open:

@@ -15,6 +15,7 @@ from hubmerge.bundles.store import Bundle
 from hubmerge.hub import Hub
 from hubmerge.output import FolderSink, Written
 from hubmerge.publish import Publisher, PublishOptions, ShardByShard
+from hubmerge.signing import SIGNATURE_NAME
 from hubmerge.spec import OutputFile
 
 
@@ -56,7 +57,7 @@ class Destination:
             assert self.old.root is not None
             gone = frozenset(f.path for f in self.old.lock().outputs) - self.keep
             self.old.close()
-            _take_over(self.old.root, self.sink.folder, gone | small.keys())
+            _take_over(self.old.root, self.sink.folder, gone | small.keys() | {SIGNATURE_NAME})
         self.sink.commit(small)
         return {"path": self.sink.out}
 

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hubmerge
-from hubmerge.bundles.card import bundle_card
+from hubmerge.bundles.card import check_card
 from hubmerge.bundles.companions import Companions, companions
 from hubmerge.bundles.destination import Destination, Open
-from hubmerge.bundles.lock import bundle_lock
+from hubmerge.bundles.finishing import MADE_ANEW, Made, finish
 from hubmerge.bundles.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Origin, TargetEntry, TaskEntry
 from hubmerge.bundles.planning import BundlePlan, plan_addition, plan_bundle
-from hubmerge.bundles.recipes import recipe_for, recipe_of
+from hubmerge.bundles.recipes import recipe_for
 from hubmerge.bundles.store import DAMAGED, Bundle, digest_of, pinned_again
 from hubmerge.bundles.stream import Encoder, Findings
-from hubmerge.bundles.terms import LOCAL, Publication, bundle_license
-from hubmerge.card import HUB_URL
-from hubmerge.companions import CARD_NAME, RECIPE_NAME
+from hubmerge.bundles.terms import LOCAL, Publication
 from hubmerge.engine import Progress
 from hubmerge.errors import AccessError, IntegrityError, SourceError, TransportError, UsageError
 from hubmerge.hub import Hub
 from hubmerge.inputs import Fetch, Inputs, read_small
-from hubmerge.licenses import FOLDER, NOTICE_NAME, Decision, kept_files, notice, own_texts
-from hubmerge.lock import LOCK_NAME, Digested, OutputDigest, dumps
+from hubmerge.licenses import FOLDER, NOTICE_NAME, kept_files
+from hubmerge.lock import LOCK_NAME, OutputDigest
 from hubmerge.output import Written
 from hubmerge.recipe.refs import ModelRef, default_name, name_problem
 from hubmerge.resolve import on_base, pin_model, pin_recipe
-from hubmerge.spec import PinnedModel, Problem
+from hubmerge.signing import Signer
+from hubmerge.spec import PinnedModel
 from hubmerge.tuning import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hubmerge.recipe import Recipe
-
-_MADE_ANEW = frozenset({MANIFEST_NAME, LOCK_NAME, CARD_NAME, RECIPE_NAME})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +50,6 @@ class Running:
     """Elements handled at once; a multiple of 32768."""
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A bundle that was created or changed."""
-
-    manifest: Manifest
-    written: tuple[Written, ...]
-    """The weight files that are new or have changed."""
-    problems: tuple[Problem, ...] = ()
-    """What is worth knowing about the models that were added."""
-    license: Decision | None = None
-    """What the check of the models' licences says."""
-    path: Path | None = None
-    url: str | None = None
-    commit: str | None = None
-
-
 # --- create -----------------------------------------------------------------------------------------------------
 
 
@@ -83,7 +63,9 @@ def create(recipe: Recipe, hub: Hub, destination: Open, running: Running, public
     base, models = pin_recipe(recipe, hub)
     plan = plan_bundle(recipe, base, models)
     words = publication.words(recipe.card)
-    publication.check(Origin.of(base), [Origin.of(m) for m in models], words)
+    origins = [Origin.of(m) for m in (base, *models)]
+    publication.check(origins[0], origins[1:], words)
+    check_card(hub, plan.codec.name, origins, words, publication.repo)
     with destination(plan.outputs, plan.digest, frozenset()) as place:
         findings = _encode(plan, hub, place, running)
         small, kept = _base_files(plan, hub), [companions(base, m, hub) for m in models]
@@ -108,7 +90,7 @@ def create(recipe: Recipe, hub: Hub, destination: Open, running: Running, public
         for task, own in zip(manifest.tasks, kept, strict=True):
             small |= _task_files(plan, task, own)
         small |= _adapter_notices(plan)
-        return _finish(place, hub, manifest, plan, small, accepted_risk=publication.accept_license_risk)
+        return finish(place, hub, publication, manifest, plan, small)
 
 
 def _encode(
@@ -182,49 +164,6 @@ def _notice_of(bundle: Bundle) -> bytes:
     return bundle.read(NOTICE_NAME) if any(f.path == NOTICE_NAME for f in bundle.lock().outputs) else b""
 
 
-def _finish(
-    place: Destination,
-    hub: Hub,
-    manifest: Manifest,
-    plan: BundlePlan | None,
-    small: dict[str, bytes],
-    kept: Sequence[OutputDigest] = (),
-    before: bytes = b"",
-    *,
-    accepted_risk: bool = False,
-) -> Made:
-    """Write what describes the bundle, and make it visible.
-
-    Args:
-        place: Where it goes.
-        hub: Whose links the card has.
-        manifest: Of the bundle as it is now.
-        plan: What was encoded, if anything was.
-        small: Small files of new tasks; of a new bundle, the base's too.
-        kept: What stays of the bundle before.
-        before: What stood in its file NOTICE.
-        accepted_risk: Whether it is published whatever its models' licences say.
-    """
-    terms = bundle_license(manifest, place.repo)
-    small |= own_texts(terms)
-    before = small.get(NOTICE_NAME, before)
-    if (text := notice(terms, before)) is not None and text != before:
-        small[NOTICE_NAME] = text
-    recipe = recipe_of(manifest)
-    small[RECIPE_NAME] = recipe.to_yaml().encode()
-    small[MANIFEST_NAME] = manifest.dumps().encode()
-    # A card that is published links to where it is published; one in a folder to the Hub that everyone knows.
-    small[CARD_NAME] = bundle_card(manifest, place.repo, hub.endpoint if place.repo else HUB_URL).encode()
-    digest = plan.digest if plan is not None else hashlib.sha256(small[MANIFEST_NAME]).hexdigest()
-    others = {f.path for f in manifest.files} | small.keys()
-    files: list[Digested] = [*manifest.files, *(f for f in kept if f.path not in others)]
-    files += [Written(path, len(c), hashlib.sha256(c).hexdigest()) for path, c in small.items()]
-    check = terms.record(accepted_risk=accepted_risk)
-    small[LOCK_NAME] = dumps(bundle_lock(manifest, recipe.normalized(), files, digest, check)).encode()
-    notes = plan.problems if plan is not None else ()
-    return Made(manifest, place.written, notes, terms, **place.finish(small))
-
-
 # --- add and remove ---------------------------------------------------------------------------------------------
 
 
@@ -250,7 +189,9 @@ def add(
     pinned = on_base(pin_model(hub, model.repo, model.revision, "model", task), base)
     plan = plan_addition(manifest, recipe_for(manifest, base, pinned), base, pinned)
     words = publication.words(manifest.card)
-    publication.check(manifest.base, [*(t.source for t in manifest.tasks), Origin.of(pinned)], words)
+    sources = [*(t.source for t in manifest.tasks), Origin.of(pinned)]
+    publication.check(manifest.base, sources, words)
+    check_card(hub, manifest.codec, [manifest.base, *sources], words, publication.repo)
     shared = bundle.shared_files()
     bundle.check(shared)
     kept = _kept(bundle, shared)
@@ -261,11 +202,13 @@ def add(
         tasks = (*manifest.tasks, entry)
         changed = _changed(manifest, tasks, kept, place, next_id=manifest.next_id + 1, card=words)
         small = _task_files(plan, entry, own) | _adapter_notices(plan)
-        risk = publication.accept_license_risk
-        return _finish(place, hub, changed, plan, small, kept, _notice_of(bundle), accepted_risk=risk)
+        return finish(place, hub, publication, changed, plan, small, kept, _notice_of(bundle))
 
 
-def remove(bundle: Bundle, name: str, folder: str | None, hub: Hub, destination: Open, running: Running) -> Made:
+def remove(
+    bundle: Bundle, name: str, folder: str | None, hub: Hub, destination: Open, running: Running,
+    signer: Signer | None = None,
+) -> Made:  # fmt: skip
     """Take one task out of a bundle; its number is never given again.
 
     Args:
@@ -275,6 +218,7 @@ def remove(bundle: Bundle, name: str, folder: str | None, hub: Hub, destination:
         hub: Where repositories are.
         destination: Where the bundle is.
         running: How to run.
+        signer: Who signs it, if anybody does.
 
     Raises:
         UsageError: No such task, or the codec cannot do without the other tasks' models.
@@ -298,7 +242,8 @@ def remove(bundle: Bundle, name: str, folder: str | None, hub: Hub, destination:
             _encode(plan, hub, place, running, bundle, remove=True)
         changed, before = _changed(manifest, rest, kept, place), bundle.lock().license
         risk = before is not None and before.accepted_risk
-        return _finish(place, hub, changed, plan, {}, kept, _notice_of(bundle), accepted_risk=risk)
+        publication = Publication(bundle.repo, accept_license_risk=risk, signer=signer)
+        return finish(place, hub, publication, changed, plan, {}, kept, _notice_of(bundle))
 
 
 def _removal(bundle: Bundle, task: TaskEntry, folder: str | None, hub: Hub) -> BundlePlan:
@@ -349,7 +294,7 @@ def _kept(bundle: Bundle, gone: Sequence[str]) -> list[OutputDigest]:
             raise IntegrityError(
                 f"{bundle.label}: {LOCK_NAME} and {MANIFEST_NAME} contradict each other about {file.path}", hint=DAMAGED
             )
-    return [f for f in locked if f.path not in _MADE_ANEW.union(gone)]
+    return [f for f in locked if f.path not in MADE_ANEW.union(gone)]
 
 
 def _changed(

@@ -11,6 +11,7 @@ from hubmerge.licenses import Decision, decide, refuse, stating
 
 if TYPE_CHECKING:
     from hubmerge.recipe.schema import Card
+    from hubmerge.signing import Signer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Publication:
     accept_license_risk: bool = False
     license: str | None = None
     """What its card shall state, if not what the recipe says."""
+    signer: Signer | None = None
+    """Who signs it, if anybody does."""
 
     def words(self, card: Card) -> Card:
         """What the author says, with this licence.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,6 +13,7 @@ from hubmerge.errors import UsageError
 if TYPE_CHECKING:
     from hubmerge.api import RunOptions
     from hubmerge.recipe import Recipe
+    from hubmerge.signing import Signing
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -106,6 +108,13 @@ resume_option = click.option(
 )  # fmt: skip
 
 
+FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+sign_options = _stack(
+    click.option("--sign", "sign_key", metavar="KEY",
+                 help="Sign the result (model.sig) with this private key, a PEM file; or `sigstore`, without a key."),
+    click.option("--certificate", type=FILE, help="The key's certificate and those that vouch for it, a PEM file."),
+)  # fmt: skip
 diagnostics_option = click.option(
     "--diagnostics/--no-diagnostics", default=False, show_default=True,
     help="Measure how the tasks lie to one another; figures and plots go with the result and onto its card.",
@@ -126,6 +135,19 @@ risk_option = click.option(
     is_flag=True,
     help="Publish although the parents' licences forbid it: you have the right to, and --license says under what.",
 )
+
+
+def signing(key: str | None, certificate: Path | None) -> Signing | None:
+    """With what to sign, if it is wanted.
+
+    Raises:
+        UsageError: A certificate without a key.
+    """
+    from hubmerge.signing import Signing
+
+    if key is None and certificate is not None:
+        raise UsageError("--certificate goes with a key", hint="give --sign KEY too")
+    return Signing(key, certificate) if key is not None else None
 
 
 def stating(recipe: Recipe, identifier: str | None) -> Recipe:

@@ -13,7 +13,8 @@ from hubmerge.errors import UsageError
 from hubmerge.quantities import percent
 
 if TYPE_CHECKING:
-    from hubmerge.bundles.lifecycle import Made, Running
+    from hubmerge.bundles.finishing import Made
+    from hubmerge.bundles.lifecycle import Running
     from hubmerge.bundles.manifest import Manifest
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -39,10 +40,11 @@ def command() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace what the folder or the repository holds.")
 @_options.license_option
 @_options.risk_option
+@_options.sign_options
 @_options.reading_options
 def create(
     out: Path | None, repo: str | None, private: bool, public: bool, overwrite: bool,
-    license_: str | None, accept_license_risk: bool,
+    license_: str | None, accept_license_risk: bool, sign_key: str | None, certificate: Path | None,
     workers: int | None, max_disk: str | None, fetch: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
@@ -59,6 +61,7 @@ def create(
     if private and public:
         raise UsageError("--private and --public exclude each other", hint="give one of them")
     _output.configure_logging(verbose)
+    sign = _options.signing(sign_key, certificate)
     loaded = _options.load_bundle_recipe(**recipe)
     publish = PublishOptions(
         message="Publish a bundle made with hubmerge", public=False if private else True if public else None
@@ -66,7 +69,7 @@ def create(
     made = _run(
         lambda running: api.create_bundle(
             loaded, out=out, to=repo, publish=publish, running=running, overwrite=overwrite,
-            license=license_, accept_license_risk=accept_license_risk,
+            license=license_, accept_license_risk=accept_license_risk, sign=sign,
         ),
         "bundling", workers, max_disk, fetch, quiet or as_json,
     )  # fmt: skip
@@ -101,9 +104,11 @@ def ls(bundle: str, as_json: bool, quiet: bool, verbose: int, debug: bool) -> No
 @_base
 @_options.license_option
 @_options.risk_option
+@_options.sign_options
 @_options.reading_options
 def add(
     bundle: str, model: str, name: str | None, base: Path | None, license_: str | None, accept_license_risk: bool,
+    sign_key: str | None, certificate: Path | None,
     workers: int | None, max_disk: str | None, fetch: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool,
 ) -> None:  # fmt: skip
@@ -114,10 +119,11 @@ def add(
     from hubmerge.bundles import api
 
     _output.configure_logging(verbose)
+    sign = _options.signing(sign_key, certificate)
     made = _run(
         lambda running: api.add_task(
             bundle, model, name=name, base=base, running=running,
-            license=license_, accept_license_risk=accept_license_risk,
+            license=license_, accept_license_risk=accept_license_risk, sign=sign,
         ),
         "adding", workers, max_disk, fetch, quiet or as_json,
     )  # fmt: skip
@@ -129,9 +135,10 @@ def add(
 @_task
 @click.option("--model", type=_FOLDER, help="Folder of the model that was added, if it is not where the bundle says.")
 @_base
+@_options.sign_options
 @_options.reading_options
 def remove(
-    bundle: str, task: str, model: Path | None, base: Path | None,
+    bundle: str, task: str, model: Path | None, base: Path | None, sign_key: str | None, certificate: Path | None,
     workers: int | None, max_disk: str | None, fetch: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool,
 ) -> None:  # fmt: skip
@@ -142,8 +149,9 @@ def remove(
     from hubmerge.bundles import api
 
     _output.configure_logging(verbose)
+    sign = _options.signing(sign_key, certificate)
     made = _run(
-        lambda running: api.remove_task(bundle, task, model=model, base=base, running=running),
+        lambda running: api.remove_task(bundle, task, model=model, base=base, running=running, sign=sign),
         "removing", workers, max_disk, fetch, quiet or as_json,
     )  # fmt: skip
     _show_made(made, as_json=as_json, quiet=quiet)

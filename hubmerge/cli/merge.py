@@ -20,10 +20,12 @@ from hubmerge.cli import _options, _output, _signals
 @_options.license_option
 @_options.diagnostics_option
 @_options.evaluation_option
+@_options.sign_options
 @_options.run_options
 def command(
     out: Path, overwrite: bool, resume: bool, license_: str | None, diagnostics: bool,
     evaluations: tuple[str, ...],
+    sign_key: str | None, certificate: Path | None,
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
 ) -> None:  # fmt: skip
@@ -35,13 +37,14 @@ def command(
     from hubmerge import api
 
     _output.configure_logging(verbose)
+    sign = _options.signing(sign_key, certificate)
     settings = _options.run_settings(workers, max_memory, max_disk, fetch, device)
     loaded = _options.stating(_options.load_recipe(**recipe), license_)
     with _signals.together() as ranks, _output.progress(quiet=quiet or as_json, bar=ranks.size == 1) as progress:
         result = api.merge(
             loaded, out, options=settings, overwrite=overwrite, resume=resume, diagnostics=diagnostics,
             evaluations=evaluations,
-            progress=progress, ranks=ranks,
+            sign=sign, progress=progress, ranks=ranks,
         )  # fmt: skip
     if not ranks.first:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,14 +29,15 @@ from hubmerge.errors import UsageError
 @click.option("--cleanup", is_flag=True, help="Only remove what abandoned runs have staged in the repository.")
 @_jobs.options
 @_options.diagnostics_option
-@_options.upload_option
 @_options.evaluation_option
+@_options.sign_options
+@_options.upload_option
 @_options.run_options
 def command(
     repo: str, private: bool, public: bool, create_pr: bool, revision: str | None, tag: str | None, overwrite: bool,
     license_: str | None, accept_license_risk: bool, resume: bool, cleanup: bool, diagnostics: bool,
-    upload: str,
     evaluations: tuple[str, ...],
+    sign_key: str | None, certificate: Path | None, upload: str,
     on: str, flavor: str | None, timeout: str | None, image: str | None, yes: bool, dry_run: bool,
     workers: int | None, max_memory: str | None, max_disk: str | None, fetch: str, device: str,
     as_json: bool, quiet: bool, verbose: int, debug: bool, **recipe: Any,
@@ -51,6 +53,9 @@ def command(
 
     if private and public:
         raise UsageError("--private and --public exclude each other", hint="give one of them")
+    sign = _options.signing(sign_key, certificate)
+    if sign is not None and on == "jobs":
+        raise UsageError("a key does not leave this machine: --sign does not go with --on jobs", hint="push from here")
     if evaluations and on == "jobs":
         raise UsageError(
             "a job does not see this machine's files: --eval does not go with --on jobs",
@@ -78,7 +83,7 @@ def command(
     with _signals.together() as ranks, _output.progress(quiet=quiet or as_json, bar=ranks.size == 1) as progress:
         result = api.push(
             loaded, target, options=settings, resume=resume, diagnostics=diagnostics, evaluations=evaluations,
-            progress=progress, ranks=ranks,
+            sign=sign, progress=progress, ranks=ranks,
         )  # fmt: skip
     if not ranks.first:
         return

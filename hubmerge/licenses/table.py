@@ -196,6 +196,8 @@ _CATEGORIES: dict[str, Kind] = {
     "Permissive": "permissive", "Public Domain": "permissive", "Copyleft": "share-alike",
     "Copyleft Limited": "share-alike",
 }  # fmt: skip
+# Such as GPL-3.0, which SPDX now has as GPL-3.0-only and GPL-3.0-or-later.
+_FORMER = re.compile(r"[A-Z]+-\d\.\d")
 _VERSION_SUFFIX = re.compile(r"(-only|-or-later|\+)$")
 
 
@@ -208,7 +210,7 @@ def rule_of(identifier: str) -> Rule | None:
         return found
     if (entry := _scancode().get(name)) is None:
         return None
-    spdx, category = entry
+    spdx, category, _ = entry
     kind = _CATEGORIES.get(category, "unread")
     asks: tuple[Ask, ...] = ("notices",) if kind == "permissive" else ("terms", "copy", "notices")
     return Rule(name, kind, f"{_SPDX}{spdx}.html", asks if kind != "unread" else (), into=None)
@@ -223,14 +225,27 @@ def rank_of(identifier: str) -> tuple[int, str]:
     return RANK.get(rule.id, last), identifier
 
 
+def spdx_spelling(identifier: str) -> str | None:
+    """How SPDX spells one of its identifiers; None if it has none such."""
+    spelling, _, listed = _scancode().get(identifier.lower(), ("", "", False))
+    return spelling if listed else None
+
+
 @cache
-def _scancode() -> dict[str, tuple[str, str]]:
-    """SPDX identifiers, in lower case, with their spelling and category; a third of a megabyte that few runs need."""
+def _scancode() -> dict[str, tuple[str, str, bool]]:
+    """SPDX identifiers, in lower case, with their spelling, their category, and whether SPDX has them on its list.
+
+    Among those of former times are some that it has never had; a third of a megabyte.
+    """
     from license_expression import get_license_index
 
-    names = [(n, e["category"]) for e in get_license_index() if not e["is_exception"]
-             for n in (e.get("spdx_license_key"), *e.get("other_spdx_license_keys", ())) if n]  # fmt: skip
-    return {name.lower(): (name, category) for name, category in names if not name.startswith("LicenseRef-")}
+    found = {}
+    for e in get_license_index():
+        names = () if e["is_exception"] else (e.get("spdx_license_key"), *e.get("other_spdx_license_keys", ()))
+        for i, name in enumerate(names):
+            if name and not name.startswith("LicenseRef-"):
+                found[name.lower()] = (name, e["category"], i == 0 or _FORMER.fullmatch(name) is not None)
+    return found
 
 
 def as_markdown() -> str:

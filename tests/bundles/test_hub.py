@@ -72,13 +72,13 @@ def test_a_life(town: Town, tmp_path: Path) -> None:
     assert set(before) == {
         ".gitattributes", "README.md", "config.json", "hubmerge.yaml", "hubmerge.lock.json", "hubmerge_bundle.json",
         "bundle-00001-of-00001.safetensors", "tasks/0.safetensors", "tasks/1.safetensors", "heads/a.config.json",
-        "heads/b.config.json", "heads/b.safetensors", "licenses/apache-2.0.txt",
+        "heads/b.config.json", "heads/b.safetensors", "licenses/apache-2.0.txt", "aibom.cdx.json",
     }  # fmt: skip
     town.hub.requests.clear()
     added = done("add", TARGET, "--model", "local/c@main", "--name", "third")
     assert commits(town)[:2] == [added["commit"], made["commit"]]
     after = files(town)
-    described = {"README.md", "hubmerge.yaml", "hubmerge.lock.json", "hubmerge_bundle.json"}
+    described = {"README.md", "hubmerge.yaml", "hubmerge.lock.json", "hubmerge_bundle.json", "aibom.cdx.json"}
     new = {"tasks/2.safetensors", "heads/third.config.json", "heads/third.safetensors"}
     assert {p for p in before if before[p] != after[p]} == described | {"bundle-00001-of-00001.safetensors"}
     assert after.keys() - before.keys() == new

@@ -176,7 +176,9 @@ def test_added_and_removed_is_as_before(codec: str, models: Path, tmp_path: Path
     assert after.model_copy(update={"next_id": before.next_id}) == before
     assert files is not None
     assert left is not None
-    assert {n for n in files | left if files.get(n) != left.get(n)} <= {"hubmerge_bundle.json", "hubmerge.lock.json"}
+    assert {n for n in files | left if files.get(n) != left.get(n)} <= {
+        "hubmerge_bundle.json", "hubmerge.lock.json", "aibom.cdx.json",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("codec", [c.name for c in all_codecs()])
@@ -232,7 +234,7 @@ def test_other_files_stay(models: Path, tmp_path: Path) -> None:
         "bundle-00001-of-00001.safetensors", "tasks/0.safetensors", "tasks/2.safetensors", "heads/a.config.json",
         "heads/c.safetensors", "heads/c.config.json", "config.json", "README.md", "hubmerge.yaml",
         "hubmerge_bundle.json", "hubmerge.lock.json", ".git/objects/ab", "notes/plot.png",
-        "licenses/apache-2.0.txt",
+        "licenses/apache-2.0.txt", "aibom.cdx.json",
     }  # fmt: skip
     report = support.hubmerge("verify", place)
     assert report.code == 0

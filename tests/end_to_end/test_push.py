@@ -108,7 +108,7 @@ def test_full_models_and_an_adapter(families: Town, sources: Path, tmp_path: Pat
     shards = [f for f in state.files if f.startswith("model-0")]
     assert len(shards) > 3
     small_files = {"config.json", "model.safetensors.index.json", "README.md", "hubmerge.yaml", "hubmerge.lock.json"}
-    small_files.add("licenses/apache-2.0.txt")  # which the licence wants along, and no parent has
+    small_files |= {"aibom.cdx.json", "licenses/apache-2.0.txt"}  # which the licence wants along, and no parent has
     heads = {f"heads/{n}.{end}" for n in ("task0", "second") for end in ("safetensors", "config.json")}
     assert set(state.files) == {*shards, *small_files, *heads, ".gitattributes"}
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 
 from hubmerge.localhub import LocalHub
@@ -94,6 +98,48 @@ def test_other_bits(method: str, size: float, code: int, verdict: str, town: Tow
     assert found.code == code, found.text
     assert verdict in found.out
     assert "not compared: README.md" in found.out
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(1e-6, "within tolerance"), (1e-2, "different")])
+def test_other_bits_of_a_push(size: float, verdict: str, town: Town, tmp_path: Path) -> None:
+    """What is on the Hub is compared tensor by tensor, where it is, and the verdict is told."""
+    push("tsv_merge")
+    folder = Path(snapshot_download(TARGET, local_dir=tmp_path / "copy"))
+    changed(folder, size)
+    for path in (LOCK_NAME, *(p.name for p in folder.glob("*.safetensors"))):
+        town.commit(TARGET, path, (folder / path).read_bytes())
+    assert hubmerge("verify", TARGET).code == 0
+    found = hubmerge("reproduce", TARGET)
+    assert found.code == (0 if verdict == "within tolerance" else 3), found.text
+    shards = sorted(p.name for p in folder.glob("*.safetensors"))
+    assert len(shards) == 3
+    for name in shards:
+        assert f"  {verdict}: {name} (a tensor differs by " in found.out
+    if verdict == "within tolerance":
+        assert ", 3 of them within the tolerance of matrix methods\n" in found.out
+
+
+def test_in_a_fresh_environment(town: Town, tmp_path: Path) -> None:
+    """Another process with other hashes, another home and nothing in its cache: the lock is all it has."""
+    push("dare_ties", "--seed", "7")
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    known = {name: os.environ[name] for name in ("PATH", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_DISABLE_XET")}
+    fresh = {"HF_HOME": str(place / "home"), "HOME": str(place), "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "hubmerge", "reproduce", TARGET, "--json", "--out", "again"],
+        cwd=place, env=known | fresh, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["identical"]
+    then, now = (
+        {f["path"]: f["sha256"] for f in lock["outputs"]}
+        for lock in (published_lock(town), json.loads((place / "again" / LOCK_NAME).read_text()))
+    )
+    about_itself = {"README.md", "hubmerge.yaml", "aibom.cdx.json"}
+    assert {p: d for p, d in then.items() if p not in about_itself} == {
+        p: d for p, d in now.items() if p not in about_itself
+    }
 
 
 def test_another_dtype_is_another_result(town: Town) -> None:

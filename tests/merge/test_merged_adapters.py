@@ -107,7 +107,8 @@ def test_a_full_result_from_adapters_forms_no_dense_delta_either(
 def test_the_result_is_an_ordinary_adapter(scene: Path, tmp_path: Path) -> None:
     result = hubmerge.merge(recipe("drm", scene, ALL, format="adapter"), tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "hubmerge.lock.json", "hubmerge.yaml",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "aibom.cdx.json", "hubmerge.lock.json",
+        "hubmerge.yaml",
     ]  # fmt: skip
     assert result.truncation is None
     config = peft.PeftConfig.from_pretrained(tmp_path / "out")
