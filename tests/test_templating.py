@@ -11,8 +11,10 @@ import pytest
 import hubmerge
 from hubmerge.card import render_card
 from hubmerge.errors import PublishError, RecipeError, UsageError
+from hubmerge.hub import Hub
 from hubmerge.localhub import LocalHub
 from hubmerge.recipe import Recipe
+from hubmerge.remote import prepare
 from hubmerge.templating import MAX_CARD_CHARS, environment
 from tests.cards import SITUATIONS
 from tests.end_to_end import support
@@ -126,7 +128,7 @@ FAULTS = {
     "{% include '../pyproject.toml' %}": "../pyproject.toml",
     "{% import 'mine.jinja' as m %}": "mine.jinja",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "maximum recursion depth exceeded",
-    "{% for a in range(999) %}{% for b in range(999) %}{{ a }}x{% endfor %}{% endfor %}": (
+    "{% for a in range(999) %}{% for b in range(999) %}" + "x" * 200 + "{% endfor %}{% endfor %}": (
         f"more than {MAX_CARD_CHARS:,} characters"
     ),
 }  # fmt: skip
@@ -180,6 +182,12 @@ def test_a_bundle_has_no_template() -> None:
     with pytest.raises(RecipeError, match=re.escape("card.template: a bundle's card is made anew")):
         Recipe.from_data(data)
     assert "super()" not in SITUATIONS["bundle"]()
+
+
+def test_a_job_does_not_see_it(hub: LocalHub) -> None:
+    data = {"method": "linear", "models": ["o/a"], "card": {"template": "mine.jinja"}}
+    with pytest.raises(UsageError, match=re.escape("mine.jinja is a file on this machine")):
+        prepare(Recipe.from_data(data), (), Hub())
 
 
 # --- before anything is done ------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ def bibtex(paper: str) -> str | None:
         return None
     title, authors, year = (_SPECIAL.sub(r"\\\g<0>", found[k]) for k in ("title", "authors", "year"))
     surname = re.sub(r"\W", "", re.split(r" et al\.| and ", found["authors"])[0]).lower()
-    word = next(w for w in re.findall(r"\w+", found["title"]) if len(w) > 3 or w.isupper()).lower()
+    words = re.findall(r"[A-Za-z]{4,}|[A-Z]{2,}", found["title"])
+    word = words[0].lower() if words else ""
     where = {"eprint": found["arxiv"], "archivePrefix": "arXiv"} if found["arxiv"] else {"doi": found["doi"]}
     fields = {
         # Braces keep the capitals of names such as TIES, which bibliography styles would lower.

@@ -11,8 +11,10 @@ from markdown_it import MarkdownIt
 
 import hubmerge
 from hubmerge.bundles.card import bundle_card
-from hubmerge.bundles.manifest import Manifest, Origin, TaskEntry
+from hubmerge.bundles.manifest import Manifest, Origin, TaskEntry, loads
 from hubmerge.bundles.report import Sizes, describe
+from hubmerge.errors import PublishError
+from hubmerge.localhub import LocalHub
 from hubmerge.lock import OutputDigest, SourceFile
 from hubmerge.recipe import Card
 from tests import factories as make
@@ -116,6 +118,39 @@ def test_what_only_a_person_can_say() -> None:
     assert "## Limitations\n\nSmall." in found.text
     assert "## Authors\n\nAda" in found.text
     assert found.data.to_dict()["language"] in ("de", ["de"])
+
+
+def test_what_the_models_cards_say_stands_in_the_manifest() -> None:
+    """So that the card can be made anew without looking at any model."""
+    base = origin(
+        "base", limitations=("It is *small*.",), bibtex="@misc{base}", languages=("en",), datasets=("org/web",)
+    )
+    tasks = [
+        task("a", 0, limitations=("It is *small*.",), languages=("de", "en"), datasets=("org/web", "org/more")),
+        task("b", 1, limitations=("It is slow.", "- Very."), repo=None),
+    ]
+    found = made(*tasks, base=base)
+    read = card(loads(found.dumps()))
+    told = read.text.split("## Limitations\n\n")[1].split("\n\n## ")[0]
+    at = {n: f"[org/{n} at {(c := make.digest(n, 40))[:7]}]({HUB}/org/{n}/blob/{c}/README.md)" for n in ("base", "a")}
+    assert told == (
+        f"Quoted from the cards of the models it is made of:\n\n{at['base']} and {at['a']}:\n\n> It is \\*small\\*.\n\n"
+        "the local model b:\n\n> It is slow.\n>\n> - Very."
+    )
+    assert f"The card of {at['base']} says how to cite the base:\n\n```bibtex\n@misc{{base}}\n```" in read.text
+    assert read.data.to_dict()["language"] == ["en", "de"]
+    assert read.data.to_dict()["datasets"] == ["org/web", "org/more"]
+
+
+def test_the_hub_checks_the_metadata_before_anything_is_encoded(hub: LocalHub, tmp_path: Path) -> None:
+    for seed, name in enumerate(("base", "mine")):
+        save(tmp_path / name, seed)
+    words = {"license": "no-such-licence"}
+    asked = recipe("superposition", tmp_path / "base", [tmp_path / "mine"], card=words)
+    hub.requests.clear()
+    with pytest.raises(PublishError, match="must be one of the identifiers the Hub knows, not 'no-such-licence'"):
+        hubmerge.create_bundle(asked, to="local/bundle")
+    assert {r.path for r in hub.requests.find("POST")} == {"/api/validate-yaml"}
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------
