@@ -12,7 +12,7 @@ WORKDIR ?= .demo
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint wheel-check docs clean
+.PHONY: help demo test test-all lint wheel-check dist docs clean
 
 help:  ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ wheel-check: $(VENV)/.test-ready  ## Build the wheel, unpack it elsewhere, and r
 	cd build/wheel/unpacked && PYTHONPATH="$$PWD" "$(abspath $(BIN))/python" -c \
 		"import pathlib, hubmerge; assert pathlib.Path(hubmerge.__file__).is_relative_to(pathlib.Path.cwd())"
 	cd build/wheel/unpacked && PYTHONPATH="$$PWD" "$(abspath $(BIN))/python" -m hubmerge --version
+
+dist: $(VENV)/.torch-ready  ## Build what is released, in dist/.
+	$(PIP) install -q -c constraints.txt build
+	rm -rf dist
+	$(BIN)/python -m build
 
 clean:  ## Remove the environment, the demo's folder and what was built.
 	rm -rf "$(VENV)" .demo build dist

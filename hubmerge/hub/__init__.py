@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from hubmerge.hub.identity import JobToken
 from hubmerge.hub.repos import Refs, Target
 from hubmerge.hub.writing import CommitInfo, Hub, StagedFile
 
-__all__ = ["CommitInfo", "Hub", "Refs", "StagedFile", "Target"]
+__all__ = ["CommitInfo", "Hub", "JobToken", "Refs", "StagedFile", "Target"]

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
 from hubmerge import __version__
 from hubmerge.errors import AccessError, HubMergeError
+from hubmerge.hub.identity import JobToken
 from hubmerge.io.http import RetryPolicy, Traffic, server_wait_s
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Connection:
     Args:
         endpoint: Address of the Hub; default: HF_ENDPOINT, else huggingface.co.
         token: A token; None takes it from HF_TOKEN, a login or the CI's identity at every call, so that short-lived
-            ones are renewed; False sends none.
+            ones are renewed; False sends none; a ``JobToken`` is asked at every call.
         cache_dir: The Hugging Face cache; default: HF_HUB_CACHE.
         policy: Timeouts and retries.
 
@@ -41,13 +42,14 @@ class Connection:
     def __init__(
         self,
         endpoint: str | None = None,
-        token: str | bool | None = None,
+        token: str | bool | JobToken | None = None,
         *,
         cache_dir: Path | None = None,
         policy: RetryPolicy | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._token = _checked(token.strip()) if isinstance(token, str) else token
+        self._client: HfApi | None = None
         self._cache_dir = cache_dir
         self.policy = policy or RetryPolicy()
         self.traffic = Traffic()
@@ -63,12 +65,34 @@ class Connection:
 
         return (self._endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
-    @cached_property
+    @property
     def api(self) -> HfApi:
         """The client library, set to this endpoint and token."""
         from huggingface_hub import HfApi
 
-        return HfApi(endpoint=self.endpoint, token=self._token, library_name="hubmerge", library_version=__version__)
+        token = self.given_token()
+        if self._client is None or self._client.token != token:
+            self._client = HfApi(
+                endpoint=self.endpoint, token=token, library_name="hubmerge", library_version=__version__
+            )
+        return self._client
+
+    def given_token(self) -> str | bool | None:
+        """The token as huggingface_hub takes it: None if it is to look for one itself."""
+        return self._token() if isinstance(self._token, JobToken) else self._token
+
+    def reader(self) -> Self:
+        """What reads inputs: this, unless there is another identity for that.
+
+        ``HUBMERGE_READ_TOKEN`` is a token, and ``HUBMERGE_READ_AS`` names a user who trusts the CI job to read.
+        """
+        token: str | JobToken | None = os.environ.get("HUBMERGE_READ_TOKEN")
+        user = os.environ.get("HUBMERGE_READ_AS")
+        if not token and user and self.is_job:
+            token = JobToken(user, self.endpoint)
+        if not token or self._token is not None:
+            return self
+        return type(self)(self._endpoint, token, cache_dir=self._cache_dir, policy=self.policy)
 
     @property
     def cache_dir(self) -> Path:
@@ -81,11 +105,16 @@ class Connection:
         """The token that calls send at this moment; None for anonymous ones. Never print it."""
         from huggingface_hub import constants, get_token
 
-        if isinstance(self._token, str):
-            return self._token
+        if isinstance(self._token, str | JobToken):
+            return str(self.given_token())
         if self._token is False or (self._token is None and constants.HF_HUB_DISABLE_IMPLICIT_TOKEN):
             return None
         return get_token()
+
+    @property
+    def is_job(self) -> bool:
+        """Whether a CI job's identity stands in for a token (``HF_OIDC_RESOURCE`` says for what)."""
+        return self._token is None and bool(os.environ.get("HF_OIDC_RESOURCE"))
 
     def headers(self, *, authorized: bool = True) -> dict[str, str]:
         """Headers for a request of our own; with the token only if ``authorized``."""

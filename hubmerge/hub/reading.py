@@ -12,6 +12,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from hubmerge.errors import AccessError, IntegrityError, SourceError
 from hubmerge.hub.connection import Connection
+from hubmerge.hub.identity import JobToken
 from hubmerge.io.http import HttpSource, Location, RetryPolicy
 from hubmerge.io.local import sha256_of
 from hubmerge.spec import FileSpec
@@ -26,7 +27,7 @@ class Reader(Connection):
     def __init__(
         self,
         endpoint: str | None = None,
-        token: str | bool | None = None,
+        token: str | bool | JobToken | None = None,
         *,
         cache_dir: Path | None = None,
         policy: RetryPolicy | None = None,
@@ -194,7 +195,7 @@ class Reader(Connection):
         found = self.call(
             f"locate {_label(repo, commit, file.path)}",
             repo,
-            lambda: get_hf_file_metadata(url, token=self._token, timeout=timeout_s, endpoint=self.endpoint),
+            lambda: get_hf_file_metadata(url, token=self.given_token(), timeout=timeout_s, endpoint=self.endpoint),
         )
         if found.size != file.size_bytes or (file.sha256 and found.etag != file.sha256):
             raise IntegrityError(

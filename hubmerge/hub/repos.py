@@ -49,13 +49,13 @@ class Repos(Reader):
                 f"cannot {what}: there is no token",
                 hint="Log in with `hf auth login`, or set HF_TOKEN to a token with write permission.",
             )
+        if self.is_job:
+            return self._check_job(repo, what)
         me = self.call(what, repo, self.api.whoami, writing=True)
         self._refuse_read_only(me, what)
         full = repo if "/" in repo else f"{me['name']}/{repo}"
         if self.call(what, full, lambda: self.api.repo_exists(full), writing=True):
-            writable = self._may_write(full, what, needed=not create_pr)
-            info = self.call(what, full, lambda: self.api.model_info(full, expand=["private"]), writing=True)
-            return Target(full, True, bool(info.private), writable)
+            return self._existing(full, what, self._may_write(full, what, needed=not create_pr))
         namespace = full.partition("/")[0]
         orgs = {org["name"]: org.get("roleInOrg", "write") for org in me.get("orgs", [])}
         if namespace != me["name"] and orgs.get(namespace, "read") == "read":
@@ -151,6 +151,23 @@ class Repos(Reader):
         self.call(
             f"delete {repo}", repo, lambda: self.api.delete_repo(repo, repo_type="model", missing_ok=True), writing=True
         )
+
+    def _check_job(self, repo: str, what: str) -> Target:
+        """The target of a CI job: its token is for one repository that exists, and belongs to no user to ask about.
+
+        Raises:
+            AccessError: The repository is missing, or the job may not write there.
+        """
+        if "/" not in repo or not self.call(what, repo, lambda: self.api.repo_exists(repo), writing=True):
+            raise AccessError(
+                f"cannot {what}: it does not exist, and a trusted publisher cannot create it",
+                hint=f"Create it with `hf repos create {repo} --private`, and add the publisher in its settings.",
+            )
+        return self._existing(repo, what, self._may_write(repo, what, needed=True))
+
+    def _existing(self, repo: str, what: str, writable: bool) -> Target:
+        info = self.call(what, repo, lambda: self.api.model_info(repo, expand=["private"]), writing=True)
+        return Target(repo, True, bool(info.private), writable)
 
     def _may_write(self, repo: str, what: str, *, needed: bool) -> bool:
         """Whether the token may write to a repository; an error if it may not, or may not even read where it need not.

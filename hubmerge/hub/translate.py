@@ -107,6 +107,9 @@ def _access(error: Exception, request: Request) -> _Found | None:
         return AccessError, "the storage did not accept the access it was given", _LOG_IN
     if not isinstance(error, hf.HfHubHTTPError) or _host(error) != urlsplit(request.endpoint).netloc:
         return None  # a storage server knows nothing of accounts: what it refuses is a signed address
+    if urlsplit(str(error.response.url)).path == "/oauth/token":
+        hint = "Add this job's repository, branch and workflow to the Trusted Publishers of the repository or user."
+        return AccessError, f"the Hub does not trust this job ({_server_words(error)})", hint
     if error.response.status_code == 401:
         return AccessError, "the Hub did not accept the token" if not anonymous else "a token is needed", _LOG_IN
     if error.response.status_code == 403:

@@ -53,7 +53,7 @@ def commit(call: Call) -> Response:
     open_to_all = create_pr or revision.startswith("refs/pr/")
     allowed = core.repos.contributable if open_to_all else core.repos.writable
     repo, user = allowed(call.kind, call.params["repo"], call.identity)
-    if revision.startswith("refs/pr/") and not user.owns(repo.namespace):
+    if revision.startswith("refs/pr/") and not user.reaches(repo.namespace, repo.url_path):
         number = revision.removeprefix("refs/pr/")
         if not number.isdigit() or core.discussions.get(repo, int(number)).author != user.name:
             core.repos.writable(call.kind, call.params["repo"], call.identity)

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from hubmerge.localhub import cards, views
 from hubmerge.localhub.auth import Identity, require_user, require_writer
-from hubmerge.localhub.errors import HubError, bad_request
+from hubmerge.localhub.errors import HubError, bad_request, forbidden
 from hubmerge.localhub.history import DEFAULT_BRANCH
 from hubmerge.localhub.http import Call
 from hubmerge.localhub.pages import paged
@@ -17,6 +17,8 @@ from hubmerge.localhub.pages import paged
 def whoami(call: Call) -> Response:
     """``GET /api/whoami-v2``."""
     user = require_user(call.identity)
+    if user.scope:
+        raise forbidden("Forbidden: this token stands for a job, not for a person")
     return JSONResponse(
         {
             "type": "user",

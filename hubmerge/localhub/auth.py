@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -37,6 +39,8 @@ class User:
 
 
 LOCAL_USER = User("local", DEFAULT_TOKEN)
+GATED_REPOS = "gated-repos"
+"""Scope of a token that reads the gated repositories that its user may read, and nothing private."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +50,20 @@ class Identity:
     name: str
     role: Role
     orgs: tuple[str, ...]
+    scope: str = ""
+    """What the token is for, if not for all that its user may do: a repository's path, or ``GATED_REPOS``."""
 
     def owns(self, namespace: str) -> bool:
         """Whether repositories of ``namespace`` belong to this user."""
-        return namespace == self.name or namespace in self.orgs
+        return not self.scope and (namespace == self.name or namespace in self.orgs)
+
+    def reaches(self, namespace: str, path: str) -> bool:
+        """Whether a repository is this user's, or the one that the token is for."""
+        return self.owns(namespace) or self.scope == path
+
+    def may_contribute(self, path: str) -> bool:
+        """Whether the token may open discussions and pull requests on a repository that it can read."""
+        return self.can_write and self.scope in ("", path)
 
     @property
     def can_write(self) -> bool:
@@ -107,12 +121,26 @@ class Accounts:
             raise invalid_token()
         row = (
             self._database.connection()
-            .execute("SELECT user, role, orgs FROM tokens WHERE digest = ?", (_digest(token.strip()),))
+            .execute(
+                "SELECT user, role, orgs, '' AS scope FROM tokens WHERE digest = :digest UNION ALL "
+                "SELECT user, role, '[]', scope FROM issued WHERE digest = :digest AND expires_at > :now",
+                {"digest": _digest(token.strip()), "now": time.time()},
+            )
             .fetchone()
         )
         if row is None:
             raise invalid_token()
-        return Identity(row["user"], "write" if row["role"] == "write" else "read", tuple(json.loads(row["orgs"])))
+        role: Role = "write" if row["role"] == "write" else "read"
+        return Identity(row["user"], role, tuple(json.loads(row["orgs"])), row["scope"])
+
+    def issue(self, identity: Identity, prefix: str, ttl_s: float) -> str:
+        """A new token, beside those that users have, for a limited time and purpose."""
+        token, now = prefix + secrets.token_urlsafe(32), time.time()
+        with self._database.write() as db:
+            db.execute("DELETE FROM issued WHERE expires_at < ?", (now,))
+            row = (_digest(token), identity.name, identity.role, identity.scope, now + ttl_s)
+            db.execute("INSERT INTO issued VALUES (?, ?, ?, ?, ?)", row)
+        return token
 
     def exists(self, name: str) -> bool:
         """Whether a user of that name is known."""

@@ -17,6 +17,7 @@ from hubmerge.localhub.history import DEFAULT_BRANCH, History
 from hubmerge.localhub.jobs import Jobs
 from hubmerge.localhub.objects import ObjectStore
 from hubmerge.localhub.patterns import DEFAULT_GITATTRIBUTES
+from hubmerge.localhub.publishers import Publishers
 from hubmerge.localhub.repos import Repo, Repos, split_id
 from hubmerge.localhub.signing import Signer
 from hubmerge.localhub.trees import Entry, regular_entry
@@ -90,7 +91,9 @@ class Core:
         self.xet = XetStore(root / "xet") if self.config.xet else None
         self.committer = Committer(self._database, self.objects, self.history, self.discussions, self.xet)
         self.jobs = Jobs(enabled=self.config.jobs)
-        self.signer = Signer(self._secret(), self.config.url_ttl_s)
+        secret = self._secret()
+        self.signer = Signer(secret, self.config.url_ttl_s)
+        self.publishers = Publishers(self._database, self.accounts, secret)
 
     def _secret(self) -> bytes:
         with self._database.write() as db:

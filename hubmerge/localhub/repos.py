@@ -100,7 +100,7 @@ class Repos:
             HubError: RepoNotFound, also for other people's private repositories; 403 if it is disabled.
         """
         repo = self.find(kind, repo_id)
-        if repo is None or (repo.private and not (identity and identity.owns(repo.namespace))):
+        if repo is None or (repo.private and not (identity and identity.reaches(repo.namespace, repo.url_path))):
             raise repo_not_found(anonymous=identity is None)
         if repo.disabled:
             raise disabled_repo()
@@ -118,7 +118,11 @@ class Repos:
 
     def check_gate(self, repo: Repo, identity: Identity | None) -> None:
         """Raise GatedRepo if the caller has no access to a gated repository's files."""
-        if not repo.gated or (identity and (identity.owns(repo.namespace) or self.has_access(repo, identity.name))):
+        if not repo.gated:
+            return
+        if identity and (identity.reaches(repo.namespace, repo.url_path) or identity.name == repo.namespace):
+            return
+        if identity and self.has_access(repo, identity.name):
             return
         raise gated_repo(f"{repo.type} {repo.id}", anonymous=identity is None)
 
@@ -131,6 +135,8 @@ class Repos:
         repo = self.visible(kind, repo_id, identity)
         if identity is None:
             raise repo_not_found(anonymous=True)
+        if identity.can_write and identity.reaches(repo.namespace, repo.url_path):
+            return repo, identity
         return repo, require_writer(identity, repo.namespace)
 
     def contributable(self, kind: str, repo_id: str, identity: Identity | None) -> tuple[Repo, Identity]:
@@ -142,7 +148,7 @@ class Repos:
         repo = self.readable(kind, repo_id, identity)
         if identity is None:
             raise repo_not_found(anonymous=True)
-        if not identity.can_write:
+        if not identity.may_contribute(repo.url_path):
             raise forbidden(f"Forbidden: you must use a write token to contribute to {repo.id}")
         return repo, identity
 

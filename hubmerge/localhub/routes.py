@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse, Response
 
-from hubmerge.localhub import api_discussions, api_git, api_jobs, api_repos, files, lfs
+from hubmerge.localhub import api_discussions, api_git, api_jobs, api_oidc, api_repos, files, lfs
 from hubmerge.localhub.errors import repo_not_found
 from hubmerge.localhub.http import Call, Route, route
 
@@ -30,6 +30,8 @@ def build_routes() -> list[Route]:
         route("POST", "/{prefix}{repo}.git/info/lfs/objects/batch", lfs.batch),
         route("POST", "/{prefix}{repo}.git/info/lfs/verify", lfs.verify),
         route("GET", "/{prefix}{repo}/resolve/{rev}/{path}", files.resolve),
+        route("GET", api_oidc.PROVIDER_PATH, api_oidc.provide),
+        route("POST", "/oauth/token", api_oidc.exchange),
         route("GET", "/api/whoami-v2", api_repos.whoami),
         route("POST", "/api/validate-yaml", api_repos.validate_yaml),
         route("POST", "/api/repos/create", api_repos.create_repo),

@@ -15,6 +15,7 @@ from typing import Any, Self
 import uvicorn
 
 from hubmerge.localhub.admin import AdminMiddleware
+from hubmerge.localhub.api_oidc import PROVIDER_PATH
 from hubmerge.localhub.auth import DEFAULT_TOKEN, LOCAL_USER, Identity, User
 from hubmerge.localhub.core import LFS_THRESHOLD_BYTES, PAGE_SIZE, PART_SIZE_BYTES, URL_TTL_S, Core, HubConfig
 from hubmerge.localhub.faults import FaultBook, FaultMiddleware
@@ -240,6 +241,31 @@ class LocalHub:
     def set_disabled(self, repo_id: str, disabled: bool, *, repo_type: str = "model") -> None:
         """Switch a repository off, as the Hub's moderators do."""
         self.core.repos.configure(self._repo(repo_id, repo_type), disabled=disabled)
+
+    def trust(self, resource: str, **claims: str) -> None:
+        """Add a trusted publisher: jobs with these claims may write to a repository, or read as a user.
+
+        Args:
+            resource: A repository, or a user's name.
+            claims: What must be true of the job, such as ``repository="me/recipes", branch="main"``.
+        """
+        self.core.publishers.trust(resource, claims)
+
+    def job_environment(
+        self, repository: str, *, ref: str = "refs/heads/main", workflow: str = "merge.yml"
+    ) -> dict[str, str]:
+        """The variables by which a job on GitHub with ``id-token: write`` asks for its identity, here of this hub."""
+        claims = {
+            "sub": f"repo:{repository}:ref:{ref}",
+            "repository": repository,
+            "ref": ref,
+            "workflow_ref": f"{repository}/.github/workflows/{workflow}@{ref}",
+        }
+        return {
+            "GITHUB_ACTIONS": "true",
+            "ACTIONS_ID_TOKEN_REQUEST_URL": f"{self.endpoint}{PROVIDER_PATH}?api-version=2.0",
+            "ACTIONS_ID_TOKEN_REQUEST_TOKEN": self.core.publishers.request_token(claims),
+        }
 
     def _repo(self, repo_id: str, repo_type: str) -> Repo:
         repo = self.core.repos.find(repo_type, repo_id)
