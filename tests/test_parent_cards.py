@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hubmerge
 from hubmerge.markdown import quoted
 from hubmerge.parent_cards import LEFT_OUT, MAX_BIBTEX_CHARS, MAX_QUOTED_CHARS, quotes, read_card
+from hubmerge.recipe import Recipe
 from hubmerge.spec import Quotes
+from tests.end_to_end import support
 from tests.hostile import TEXTS
 
 COMMON = settings(deadline=None, derandomize=True, max_examples=25)
@@ -77,6 +82,20 @@ def test_any_card_is_quoted_within_bounds(parts: list[str]) -> None:
     assert sum(map(len, found.limitations)) <= MAX_QUOTED_CHARS + len(LEFT_OUT) + 1
     assert len(found.bibtex) <= MAX_BIBTEX_CHARS
     assert all(line.startswith(">") for line in quoted(found.limitations).split("\n"))
+
+
+def test_the_card_of_a_merge_quotes_the_cards_of_its_models(tmp_path: Path) -> None:
+    for seed, name in enumerate(("base", "ft")):
+        support.save(tmp_path / name, support.tensors(seed))
+        limits = f"---\nlicense: mit\n---\n# {name}\n\n## Limitations\n\nThe {name} is *small*.\n"
+        (tmp_path / name / "README.md").write_text(limits + "\n```\n@misc{" + name + "}\n```\n")
+    data = {"method": "task_arithmetic", "base": str(tmp_path / "base"), "models": [str(tmp_path / "ft")]}
+    hubmerge.merge(Recipe.from_data(data), tmp_path / "out")
+    made = (tmp_path / "out" / "README.md").read_text()
+    assert "\nthe local base:\n\n> The base is small.\n>\n> \\[…\\]\n" in made
+    assert "\nthe local model ft:\n\n> The ft is small.\n>\n> \\[…\\]\n" in made
+    assert "The card of the local base says how to cite the base:\n\n```bibtex\n@misc{base}\n```\n" in made
+    assert "@misc{ft}" not in made
 
 
 def test_quotations_keep_paragraphs_and_lists_apart() -> None:
