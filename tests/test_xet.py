@@ -6,8 +6,10 @@ import hashlib
 import json
 import logging
 import random
+import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from hubmerge.localhub import Fault, LocalHub, User
 from hubmerge.publish import Publisher, PublishOptions
 from hubmerge.recipe import Recipe
 from tests.end_to_end import support
+from tests.end_to_end.killing import Runs
 from tests.end_to_end.support import OWNER, Town, save, tensors
 
 FAST = RetryPolicy(attempts=2, base_wait_s=0.01, max_wait_s=0.02, connect_timeout_s=2, read_timeout_s=2)
@@ -102,17 +105,15 @@ def test_a_stream_becomes_a_file_of_a_commit(hub: Hub, server: LocalHub) -> None
     assert not server.requests.find("PUT", "^/_lfs/")
 
 
-def test_the_storage_does_not_get_the_token_of_the_hub(hub: Hub, server: LocalHub) -> None:
-    asked: list[dict[str, str]] = []
+@contextmanager
+def storage_of(server: LocalHub, answer: Callable[[BaseHTTPRequestHandler], object]) -> Iterator[None]:
+    """Another server in the place of the storage."""
 
     class Storage(BaseHTTPRequestHandler):
-        """Another server, which refuses everything."""
+        def answer(self) -> None:
+            answer(self)
 
-        def refuse(self) -> None:
-            asked.append(dict(self.headers))
-            self.send_error(400)
-
-        do_GET = do_HEAD = do_POST = do_PUT = refuse
+        do_GET = do_HEAD = do_POST = do_PUT = answer
 
         def log_message(self, *_: object) -> None:
             pass
@@ -121,11 +122,22 @@ def test_the_storage_does_not_get_the_token_of_the_hub(hub: Hub, server: LocalHu
         threading.Thread(target=storage.serve_forever, daemon=True).start()
         assert server.core.xet is not None
         server.core.xet.url = f"http://127.0.0.1:{storage.server_port}"
+        yield
+        storage.shutdown()
+
+
+def test_the_storage_does_not_get_the_token_of_the_hub(hub: Hub, server: LocalHub) -> None:
+    asked: list[dict[str, str]] = []
+
+    def refuse(request: BaseHTTPRequestHandler) -> None:
+        asked.append(dict(request.headers))
+        request.send_error(400)
+
+    with storage_of(server, refuse):
         stream = opened(hub)
         with pytest.raises(HubMergeError, match="cannot upload model"):  # noqa: PT012
             fill(stream)
             stream.finish(SHA256)
-        storage.shutdown()
     assert {headers["authorization"] for headers in asked} == {"Bearer local"}
     assert USERS[0].token not in str(asked)
 
@@ -319,3 +331,26 @@ def test_plan_says_what_a_streamed_push_takes(town: Town, tmp_path: Path) -> Non
     assert "a push needs" not in streamed.err
     memory = [json.loads(planned("--json", *flags).out)["memory_bytes"] for flags in ((), ("--upload", "stream"))]
     assert memory[1] > memory[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_whose_storage_is_silent(town: Town, tmp_path: Path, number: int) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def stay_silent(request: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        over.wait()
+
+    where = {"HF_ENDPOINT": town.hub.endpoint, "HF_TOKEN": OWNER.token, "HF_HUB_DISABLE_XET": "0"}
+    with storage_of(town.hub, stay_silent), Runs(tmp_path / "runs", where) as runs:
+        ended = runs.run(
+            ["push", tmp_path / "merge.yaml", "--to", TARGET, "--upload", "stream"], lambda: asked.wait(60), number
+        )
+        over.set()
+    assert asked.is_set()
+    assert ended.code == 130, ended.text
+    assert ended.dying_s < 5
+    assert "cancelled" in ended.text
+    assert "Traceback" not in ended.text
+    assert town.state(TARGET) is None

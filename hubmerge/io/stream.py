@@ -10,7 +10,7 @@ from typing import Protocol
 from hubmerge.errors import HubMergeError
 
 HELD_BYTES = 64_000_000
-STREAM_BYTES = HELD_BYTES + 450_000_000
+STREAM_BYTES = HELD_BYTES + 400_000_000
 """What a stream takes of the memory: ranges that came early, and what the storage's client has on the way; measured."""
 
 _PATIENCE_S = 1.0
