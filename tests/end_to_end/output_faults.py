@@ -231,7 +231,7 @@ OUTPUT_CASES = [
     Case(
         "card that the Hub refuses",
         1,
-        staged(lambda s: s.push(card={"license": "no-such-licence"})),
+        lambda s: s.push(card={"license": "no-such-licence"}),
         ("front matter of README.md", "license"),
         "`card:`",
     ),
