@@ -201,6 +201,45 @@ def test_names_without_suites_and_older_files_are_read(tmp_path: Path) -> None:
     assert scores[0].higher_is_better
 
 
+def plain(path: Path, model: str, *entries: dict[str, Any]) -> str:
+    """A file in the format for other programs."""
+    path.write_text(json.dumps({"program": "flower-bench", "version": "2", "model": model, "results": list(entries)}))
+    return str(path)
+
+
+def test_other_programs_have_a_plain_format(tmp_path: Path) -> None:
+    flowers = {"task": "flowers", "metric": "accuracy", "higher_is_better": True}
+    given = [
+        plain(tmp_path / "base.json", "org/base", flowers | {"value": 0.5}, {"task": "x", "metric": "y", "value": 1}),
+        plain(tmp_path / "math.json", "org/math", flowers | {"value": 0.75, "settings": {"resolution": 224}}),
+        plain(tmp_path / "merged.json", "me/merge", flowers | {"value": 0.625, "stderr": 0.01}),
+    ]
+    found = compare(given, ("me/merge",), PARENTS)
+    assert found is not None
+    row = next(r for r in found.rows if r.reference.task.name == "flowers")
+    assert (row.best, row.delta) == (0, 0.125)  # the other parent saw larger pictures
+    assert any("resolution" in o.reason for o in found.omissions)
+    shown = table(found)
+    assert shown.programs == ("flower-bench 2",)
+    assert not shown.few_shot
+    assert "Few-shot" not in card(found)
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({"metric": "acc", "value": 1}, "entry 0 of results lacks task"),
+        ({"task": "t", "value": 1}, "entry 0 of results lacks metric"),
+        ({"task": "t", "metric": "acc", "value": "high"}, "'high' is no number"),
+        ({"task": "t", "metric": "acc"}, "is no number"),
+        ("t", "lacks task"),
+    ],
+)
+def test_a_plain_file_with_gaps_is_refused(entry: Any, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=problem):
+        read(Path(plain(tmp_path / "results.json", "org/base", entry)))
+
+
 def test_a_metric_of_unknown_direction_is_shown_without_a_difference(changed: Callable[..., str]) -> None:
     nothing = {("higher_is_better", "gsm8k"): {}}
     files = [

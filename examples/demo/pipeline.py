@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import warnings
@@ -121,6 +122,31 @@ def measure(images: Images, split: Split, scores: Scores) -> None:
         row["own fine-tune"] = train.accuracy(load_tuned(task), task, images, split)
         for method in METHODS:
             row[method] = train.accuracy(load_merged(method, task), task, images, split)
+
+
+def publish_results(scores: Scores, split: Split, folder: Path) -> None:
+    """Push the merges once more, with what was measured of them and of their parents; no weights are sent again."""
+    folder.mkdir()
+    parents = {BASE: {task: row["base"] for task, row in scores.items()}}
+    parents |= {repo_of(task): {task.name: scores[task.name]["own fine-tune"]} for task in TASKS}
+    for method in METHODS:
+        merged = {merged_repo(method): {task: row[method] for task, row in scores.items()}}
+        files = [_write_results(folder, repo, found, split) for repo, found in (parents | merged).items()]
+        given = [argument for file in files for argument in ("--eval", str(file))]
+        recipe = str(folder.parent / "recipes" / f"demo-{method}.yaml")
+        hubmerge(["push", recipe, "--to", merged_repo(method), "--diagnostics", "-q", *given])
+
+
+def _write_results(folder: Path, repo: str, found: dict[str, float], split: Split) -> Path:
+    """A file that ``hubmerge push --eval`` reads (docs/evaluation.md)."""
+    settings = {"images": split}
+    results = [
+        {"task": task, "metric": "accuracy", "value": value, "higher_is_better": True, "settings": settings}
+        for task, value in found.items()
+    ]
+    path = folder / f"{repo.replace('/', '__')}.json"
+    path.write_text(json.dumps({"program": "hubmerge's demo", "model": repo, "results": results}, indent=2) + "\n")
+    return path
 
 
 def fetch_cards(folder: Path) -> dict[str, Path]:

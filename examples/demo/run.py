@@ -80,11 +80,13 @@ def demonstrate(workdir: Path, split: Split, endpoint: str) -> None:
     for method in pipeline.METHODS:
         say(f"merging: hubmerge push recipes/demo-{method}.yaml --to {pipeline.merged_repo(method)}")
         pipeline.merge_and_push(method, workdir / "recipes")
+    say("loading everything back from the Hub, and measuring")
+    pipeline.measure(images, split, scores)
+    say("pushing the merges once more, with these results and with diagnostics")
+    pipeline.publish_results(scores, split, workdir / "results")
     say("checking: hubmerge verify")
     for method in pipeline.METHODS:
         pipeline.hubmerge(["verify", pipeline.merged_repo(method), "-q"])
-    say("loading everything back from the Hub, and measuring")
-    pipeline.measure(images, split, scores)
     (workdir / "results.json").write_text(json.dumps({"split": split, "accuracy": scores}, indent=2) + "\n")
     cards = pipeline.fetch_cards(workdir / "cards")
     console.print(build_table(scores, split))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubmerge.errors import UsageError
-from hubmerge.evaluation import harness, lighteval
+from hubmerge.evaluation import harness, lighteval, plain
 from hubmerge.evaluation.scores import Evaluation
 from hubmerge.spec import PinnedModel
 
@@ -17,7 +17,10 @@ MERGED = "merged"
 MAX_BYTES = 10_000_000
 _REPO = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_FORMATS = "results of lm-evaluation-harness (results_*.json) and of lighteval (results_*.json) are read"
+_FORMATS = (
+    "read are results_*.json of lm-evaluation-harness and of lighteval; for other programs there is a plain format "
+    "(docs/evaluation.md)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +89,11 @@ def read(path: Path) -> Evaluation:
         raise UsageError(f"{label}: {e.strerror or e}", hint="check the path; NAME=FILE says whose it is") from e
     except (ValueError, RecursionError) as e:
         raise UsageError(f"{label}: not valid JSON: {str(e)[:200]}", hint="copy the file again; it is damaged") from e
-    if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
+    if not isinstance(data, dict) or not isinstance(data.get("results"), dict | list):
         raise UsageError(f"{label}: no results of an evaluation", hint=_FORMATS)
-    if "config_general" in data:
+    if isinstance(data["results"], list):
+        found = plain.parse(data, label)
+    elif "config_general" in data:
         found = lighteval.parse(data, label)
     elif isinstance(data.get("config"), dict) or isinstance(data.get("versions"), dict):
         found = harness.parse(data, label)

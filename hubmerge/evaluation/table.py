@@ -39,6 +39,11 @@ class Table:
     omissions: tuple[Omission, ...]
     programs: tuple[str, ...]
 
+    @property
+    def few_shot(self) -> bool:
+        """Whether the number of examples is known of any task."""
+        return any(line.shots != NONE for line in self.lines)
+
 
 def table(found: Comparison) -> Table:
     """A comparison as the card shows it, means last."""
