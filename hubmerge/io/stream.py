@@ -52,21 +52,20 @@ class StreamWriter:
         held_bytes: int = HELD_BYTES,
     ) -> None:
         self.size_bytes = size_bytes
-        self.peak_bytes = 0
+        self.peak_bytes = len(header)
         """The most that has been kept at a time."""
         self._stream = stream
         self._stopped = stopped
         self._room_bytes = held_bytes
         self._condition = threading.Condition()
-        self._held: dict[int, bytes] = {}
-        self._held_bytes = 0
+        self._held = {0: header} if header else {}
+        self._held_bytes = len(header)
         self._position = 0
         self._ended = False
         self._error: Exception | None = None
         self._sha256 = hashlib.sha256()
         self._thread = threading.Thread(target=self._pass_on, name="stream", daemon=True)
         self._thread.start()
-        self.write(0, header)
 
     def write(self, start_byte: int, data: memoryview | bytes) -> None:
         """Give a range; it cannot be written again.
