@@ -100,7 +100,9 @@ class Verifier:
             except Exception as e:  # as many kinds as there are ways to damage a file; whatever fails does not hold
                 if known.was_asked:
                     return f"{SIGNATURE_NAME} is of other files: {_differences(signature, digests)}"
-                return f"{SIGNATURE_NAME} does not hold under {self.trusted}: {_reason(e)}"
+                shapeless = isinstance(e, LookupError | AttributeError | TypeError)
+                why = "it is damaged, or was not made with such a key" if shapeless else _reason(e)
+                return f"{SIGNATURE_NAME} does not hold under {self.trusted}: {why}"
         return None
 
 
@@ -131,7 +133,7 @@ def open_signer(signing: Signing) -> Signer:
             )
     except Exception as e:
         raise UsageError(
-            f"cannot sign with {signing.key}: {_reason(e)}",
+            f"cannot sign with {signing.key}: {_unusable(e)}",
             hint="give a private key on an elliptic curve, such as `openssl ecparam -name prime256v1 -genkey -noout "
             f"-out key.pem` makes; {UNLOCKING} holds the passphrase of an encrypted one",
         ) from e
@@ -156,7 +158,7 @@ def open_verifier(*, public_key: Path | None = None, certificate: Path | None = 
         return Verifier(config.use_certificate_verifier(certificate_chain=[trusted]), trusted)
     except Exception as e:
         raise UsageError(
-            f"cannot check signatures with {trusted}: {_reason(e)}",
+            f"cannot check signatures with {trusted}: {_unusable(e)}",
             hint="give the public half of the key, such as `openssl ec -in key.pem -pubout -out key.pub` writes",
         ) from e
 
@@ -207,10 +209,13 @@ def _library(part: str) -> Any:
 
 def _reason(error: Exception) -> str:
     """What an error of the library says, on one line: a signature may come from anybody."""
-    if isinstance(error, AttributeError):  # it looks for the curve of whatever key it is given
-        return "not a key on an elliptic curve"
     text = error.strerror if isinstance(error, OSError) else str(error)
     return one_line(text or type(error).__name__)[:_MAX_REASON].rstrip(". ")
+
+
+def _unusable(error: Exception) -> str:
+    """Why a key is none; the library looks for the curve of whatever it is given."""
+    return "not a key on an elliptic curve" if isinstance(error, AttributeError) else _reason(error)
 
 
 def _differences(signature: bytes, digests: Mapping[str, str]) -> str:

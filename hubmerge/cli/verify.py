@@ -12,8 +12,8 @@ from hubmerge.errors import VerificationError
 
 @click.command("verify")
 @click.argument("target")
-@click.option("--public-key", type=_options.FILE, help="Also check that model.sig was made with this key's other half.")
-@click.option("--certificate", type=_options.FILE, help="Or: by whom one of these certificates vouches for.")
+@click.option("--public-key", type=_options.FILE, help="Also check that model.sig was made by whom this key is of.")
+@click.option("--certificate", type=_options.FILE, help="Or: by somebody whom these certificates vouch for.")
 @_options.output_options
 def command(
     target: str, public_key: Path | None, certificate: Path | None,
