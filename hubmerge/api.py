@@ -185,9 +185,10 @@ def push(
     clock = Clock()
     signer = open_signer(sign) if sign is not None and ranks.first else None
     hub = hub or Hub()
+    source = hub.reader()
     options = share_of(options or RunOptions(), ranks)
     target = PushTarget(target) if isinstance(target, str) else target
-    planned = runnable(plan(recipe, hub=hub))
+    planned = runnable(plan(recipe, hub=source))
     results = compare(evaluations, (target.repo,), CardFacts(planned, recipe).parents)
     terms = derive_license(planned, recipe.card, target.repo)
     refuse(terms, accept_risk=target.accept_license_risk, name=target.repo)
@@ -201,10 +202,10 @@ def push(
     meter = meter_for(planned, recipe, options) if diagnostics else None
     work = _resumable(planned, recipe, resume=resume)
     ranks.agree(facts_of(planned, work, asdict(target) | {"diagnostics": diagnostics}))
-    ranks.from_first(lambda: check_card(recipe, planned, hub, target.repo, results))
+    ranks.from_first(lambda: check_card(recipe, planned, source, target.repo, results))
     with (
         Publisher(hub, target.repo, publishing, work, ranks) as publisher,
-        _ends(planned, hub, options, publisher) as (inputs, sink),
+        _ends(planned, source, options, publisher) as (inputs, sink),
     ):
         clock.lap("plan_s")
         truncation = run(planned, inputs, sink, options, progress, meter, ranks)
@@ -212,7 +213,7 @@ def push(
         check = terms.record(accepted_risk=target.accept_license_risk)
         files = ranks.from_first(
             lambda: companions(
-                recipe, planned, hub, sink.written, truncation, check, publisher.repo, meter, signer, results
+                recipe, planned, source, sink.written, truncation, check, publisher.repo, meter, signer, results
             )
         )
         published = publisher.finish(files)
