@@ -211,6 +211,10 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patched:
             patched.setattr(xet, "_NEEDED", (*xet._NEEDED, (module, name)))
             assert xet.unusable() == reason
+    xet._session.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(xet, "_SETTINGS", {"client.of_tomorrow": 4})
+        assert str(xet.unusable()).startswith("hf_xet cannot be set up as needed: ")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     assert xet.unusable() == "xet storage is switched off (HF_HUB_DISABLE_XET)"
 

@@ -47,6 +47,10 @@ def unusable() -> str | None:
             return f"{module} is not installed"
         except AttributeError:
             return f"this version of {module} has no {name}"
+    try:
+        _session(os.getpid())
+    except Exception as error:
+        return f"hf_xet cannot be set up as needed: {error}"
     return None
 
 

@@ -13,6 +13,7 @@ HELD_BYTES = 64_000_000
 STREAM_BYTES = HELD_BYTES + 400_000_000
 """What a stream takes of the memory: ranges that came early, and what the storage's client has on the way; measured."""
 
+_BLOCK_BYTES = 8_000_000
 _PATIENCE_S = 1.0
 
 
@@ -31,9 +32,9 @@ class ByteStream(Protocol):
 class StreamWriter:
     """A file of known length that exists nowhere: filled by several threads, passed on by one more.
 
-    It is used like a ``ShardWriter``. Ranges that come before their turn are kept; where there is no room for them,
-    whoever brings them waits. The range whose turn it is always finds room, so that somebody must be at work on it:
-    of work in order of the file, that is so.
+    It is used like a ``ShardWriter``. What comes before its turn is kept; where there is no room for it, whoever brings
+    it waits. The bytes whose turn it is always find room, so that somebody must be at work on them: of work that is
+    taken in the order of the file, that is so.
 
     Args:
         stream: Where the bytes go.
@@ -73,14 +74,16 @@ class StreamWriter:
         Raises:
             HubMergeError: The stream broke, the run has ended, or the bytes were given before.
         """
-        size_bytes = memoryview(data).nbytes
-        if not size_bytes:
-            return
+        # In blocks, for a range may be a whole tensor; copies, for the caller has other uses for its memory.
+        for low in range(0, len(data), _BLOCK_BYTES):
+            self._keep(start_byte + low, data[low : low + _BLOCK_BYTES])
+
+    def _keep(self, start_byte: int, block: memoryview | bytes) -> None:
         with self._condition:
-            while not self._admits(start_byte, size_bytes):
+            while not self._admits(start_byte, len(block)):
                 self._condition.wait(0.1)
-            self._held[start_byte] = bytes(data)
-            self._held_bytes += size_bytes
+            self._held[start_byte] = bytes(block)
+            self._held_bytes += len(block)
             self.peak_bytes = max(self.peak_bytes, self._held_bytes)
             self._condition.notify_all()
 

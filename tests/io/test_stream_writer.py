@@ -6,17 +6,19 @@ import hashlib
 import itertools
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubmerge.errors import HubMergeError
+from hubmerge.io import stream as stream_module
 from hubmerge.io.stream import StreamWriter
 
 HEADER = b"header--"
 BLINK_S = 0.05
+BLOCK_BYTES = 20_000
 laws = settings(deadline=None, derandomize=True, max_examples=25)
 
 
@@ -39,6 +41,13 @@ class Taken:
     def abort(self) -> None:
         self.aborted = True
         self.open.set()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_blocks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stream_module, "_BLOCK_BYTES", BLOCK_BYTES)
+        yield
 
 
 def spans_of(sizes: list[int]) -> list[tuple[int, int]]:
@@ -96,7 +105,7 @@ def test_workers_that_take_ranges_in_order_need_little_room(
         thread.join()
     assert writer.finish() == hashlib.sha256(content).hexdigest()
     assert bytes(stream.content) == content
-    assert writer.peak_bytes <= max(room, len(HEADER)) + max(sizes)
+    assert writer.peak_bytes <= max(room, len(HEADER)) + BLOCK_BYTES
 
 
 def test_who_is_early_waits_where_there_is_no_room() -> None:
