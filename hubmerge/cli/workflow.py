@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from hubmerge.cli import _output, _signals
+from hubmerge.errors import UsageError
 
 _COMMANDS = ("plan", "merge", "push")
 
@@ -61,10 +62,16 @@ def run(context: click.Context, debug: bool) -> None:
     from hubmerge.workflows.inputs import Inputs
     from hubmerge.workflows.runner import Runner
     from hubmerge.workflows.step import Step
+    from hubmerge.workflows.summary import refusal
 
     known = {name: _options_of(name) for name in _COMMANDS}
     runner = Runner.of(os.environ)
-    step = Step(Inputs.of(os.environ), runner, os.environ, known, _output.data)
+    try:
+        inputs = Inputs.of(os.environ)
+    except UsageError as error:
+        runner.add_summary(refusal(error))
+        raise
+    step = Step(inputs, runner, os.environ, known, _output.data)
     with _signals.terminable():
         context.exit(step.run())
 

@@ -84,7 +84,7 @@ class Step:
             return code
         digest = self._story.plan["plan_sha256"]
         self.runner.set_output("plan", digest)
-        self._check_approved(digest)
+        check_approved(self.inputs.expected_plan, digest)
         return 0 if self.inputs.mode == "plan" else self._made(self._story.plan)
 
     def _planned(self) -> tuple[int, Mapping[str, Any] | None]:
@@ -105,15 +105,16 @@ class Step:
         if code or result is None:
             return code
         self._story.result = result
-        self._check_approved(result["plan_sha256"], done=True)
+        check_approved(inputs.expected_plan, result["plan_sha256"], done=True)
         self._hand_on(result, who)
         return 0
 
     def _budgets(self, plan: Mapping[str, Any]) -> Mapping[str, int]:
         """What the run may use: all that the machine has left now, and in a folder the result takes some of it."""
         taken = 0 if self.inputs.mode == "push" else int(plan["write_bytes"])
-        disk = max(self.runner.disk_bytes() - taken, 0)
-        self._story.budgets = {"disk": disk, "memory": self.runner.memory_bytes()}
+        measured = {"disk": max(self.runner.disk_bytes() - taken, 0), "memory": self.runner.memory_bytes()}
+        given = {flag.partition("=")[0] for flag in self.inputs.flags}
+        self._story.budgets = {name: amount for name, amount in measured.items() if f"--max-{name}" not in given}
         return self._story.budgets
 
     def _arguments(self, command: str) -> list[str]:
@@ -121,14 +122,6 @@ class Step:
         # A plan is shown for a later push as well, so that it takes no offence at what only a push knows.
         others = ("merge", "push") if mode == "plan" else (mode,)
         return flags.for_command(self.inputs.flags, self._known[command], [self._known[other] for other in others])
-
-    def _check_approved(self, digest: str, *, done: bool = False) -> None:
-        expected = self.inputs.expected_plan
-        if expected not in (None, digest):
-            raise PlanError(
-                f"the plan {'that was run' if done else 'is now'} {digest}, approved was {expected}",
-                hint="an input has moved, or the recipe or hubmerge has changed, since the plan was made: plan again",
-            )
 
     def _hand_on(self, result: Mapping[str, Any], who: Mapping[str, str]) -> None:
         """Set the outputs, and put lock and card beside the log."""
@@ -207,3 +200,16 @@ class Step:
     def _show(self, line: str) -> None:
         self._shown.append(line)
         self._tell(line)
+
+
+def check_approved(expected: str | None, digest: str, *, done: bool = False) -> None:
+    """Refuse a plan that is not the one that somebody has looked at.
+
+    Raises:
+        PlanError: It is another one; with ``done``, it has been run already.
+    """
+    if expected not in (None, digest):
+        raise PlanError(
+            f"the plan {'that was run is' if done else 'is now'} {digest}, approved was {expected}",
+            hint="an input has moved, or the recipe or hubmerge has changed, since the plan was made: plan again",
+        )

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from hubmerge.errors import UsageError
 from hubmerge.markdown import MAX_LINE_CHARS, block, code, code_cell, escape, link
 from hubmerge.quantities import size
 from hubmerge.workflows.inputs import Inputs
@@ -51,6 +52,11 @@ def render(story: Story, limit_bytes: int = SUMMARY_BYTES) -> str:
     return text
 
 
+def refusal(error: UsageError) -> str:
+    """The summary of a step whose inputs cannot be meant."""
+    return f"## hubmerge: failed with exit code {error.exit_code}\n\n{block(str(error))}\n"
+
+
 def _sections(story: Story) -> Iterator[str]:
     yield from _outcome(story)
     if story.plan is not None:
@@ -67,7 +73,8 @@ def _sections(story: Story) -> Iterator[str]:
 
 def _outcome(story: Story) -> Iterator[str]:
     inputs, failed = story.inputs, story.code != 0
-    done = f"failed with exit code {story.code}" if failed else _DONE[inputs.mode]
+    done = "proposed" if inputs.create_pr and inputs.mode == "push" else _DONE[inputs.mode]
+    done = f"failed with exit code {story.code}" if failed else done
     yield f"## hubmerge {inputs.mode}: {code(inputs.repo or inputs.recipe)} {done}"
     result = story.result or {}
     links = []

@@ -57,7 +57,6 @@ def test_the_files_and_what_init_writes_have_the_form_that_github_publishes(tmp_
         written[-1].write_text(render(Choices(action=action, repo="me/merged", read_as="me", reusable=reusable)))
     tool("check-jsonschema", "--builtin-schema", "vendor.github-actions", ACTION)
     tool("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS, *written)
-    tool("check-jsonschema", "--builtin-schema", "vendor.dependabot", ROOT / ".github" / "dependabot.yml")
 
 
 @pytest.mark.parametrize("where", SCRIPTS)

@@ -64,7 +64,7 @@ def test_a_file_that_is_there_is_kept() -> None:
     assert "workflow_call" in path.read_text()
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(deadline=None, derandomize=True, max_examples=25)
 @given(st.text(min_size=1), st.booleans())
 def test_any_recipes_name_is_only_text(name: str, reusable: bool) -> None:
     try:

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hubmerge.cli.workflow import _options_of
-from hubmerge.errors import AccessError, HubMergeError, UsageError
+from hubmerge.errors import AccessError, HubMergeError, PlanError, UsageError
 from hubmerge.workflows import identity
 from hubmerge.workflows.flags import DECIDED, for_command
 from hubmerge.workflows.inputs import PREFIX, Inputs
 from hubmerge.workflows.runner import Runner, _available_bytes, _unused_bytes
+from hubmerge.workflows.step import check_approved
 from hubmerge.workflows.summary import MAX_ROWS, SUMMARY_BYTES, Story, render
 from tests.actions.github import outputs_of
 
-LAWS = settings(deadline=None, derandomize=True, max_examples=50)
+LAWS = settings(deadline=None, derandomize=True, max_examples=25)
 KNOWN = {name: _options_of(name) for name in ("plan", "merge", "push")}
 ASKING = {"ACTIONS_ID_TOKEN_REQUEST_URL": "http://127.0.0.1:9/token"}
 
@@ -264,6 +265,13 @@ def test_no_text_of_a_repository_becomes_markup(tmp_path_factory: pytest.TempPat
     assert len(headings) == 5
     links = [c.attrs["href"] for t in parsed for c in t.children or () if c.type == "link_open"]
     assert all(str(link).startswith("https://git.example/") for link in links)
+
+
+def test_only_the_plan_that_was_approved_is_run() -> None:
+    check_approved(None, "a" * 64)
+    check_approved("a" * 64, "a" * 64)
+    with pytest.raises(PlanError, match=f"is now {'b' * 64}, approved was {'a' * 64}"):
+        check_approved("a" * 64, "b" * 64)
 
 
 def test_errors_of_a_step_have_a_next_step() -> None:
