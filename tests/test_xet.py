@@ -127,10 +127,10 @@ def storage_of(server: LocalHub, answer: Callable[[BaseHTTPRequestHandler], obje
 
 
 def test_the_storage_does_not_get_the_token_of_the_hub(hub: Hub, server: LocalHub) -> None:
-    asked: list[dict[str, str]] = []
+    asked: list[tuple[str, str]] = []
 
     def refuse(request: BaseHTTPRequestHandler) -> None:
-        asked.append(dict(request.headers))
+        asked.extend(request.headers.items())
         request.send_error(400)
 
     with storage_of(server, refuse):
@@ -138,7 +138,7 @@ def test_the_storage_does_not_get_the_token_of_the_hub(hub: Hub, server: LocalHu
         with pytest.raises(HubMergeError, match="cannot upload model"):  # noqa: PT012
             fill(stream)
             stream.finish(SHA256)
-    assert {headers["authorization"] for headers in asked} == {"Bearer local"}
+    assert {value for name, value in asked if name.lower() == "authorization"} == {"Bearer local"}
     assert USERS[0].token not in str(asked)
 
 
