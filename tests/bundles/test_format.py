@@ -133,7 +133,7 @@ def test_the_page_names_every_key() -> None:
 def test_the_page_names_every_file(tmp_path: Path) -> None:
     bundle = bundled(tmp_path, "emr")
     kinds = {
-        r"hubmerge_bundle\.json|README\.md|hubmerge\.yaml|hubmerge\.lock\.json|config\.json",
+        r"hubmerge_bundle\.json|README\.md|hubmerge\.yaml|hubmerge\.lock\.json|aibom\.cdx\.json|config\.json",
         r"bundle-\d{5}-of-\d{5}\.safetensors",
         r"tasks/\d+\.safetensors",
         r"heads/[abc](\.safetensors|\.config\.json|/tokenizer\.json)",
