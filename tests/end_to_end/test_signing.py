@@ -163,6 +163,14 @@ def test_another_card_is_signed_anew_and_no_weight_is_sent_again(town: Town, key
     assert not town.hub.requests.find("PUT", "^/_lfs/")
     assert "# Second" in Path(town.api.hf_hub_download(TARGET, "README.md")).read_text()
     assert hubmerge("verify", TARGET, "--public-key", key.public).code == 0
+    before = blobs(town)
+    assert hubmerge("push", recipe, "--to", TARGET, "--sign", key.private).code == 0
+    assert {p for p, blob in blobs(town).items() if before[p] != blob} == {SIGNATURE_NAME}  # it has a random part
+    assert hubmerge("verify", TARGET, "--public-key", key.public).code == 0
+
+
+def blobs(town: Town) -> dict[str, str]:
+    return {f.path: f.blob_id for f in town.api.list_repo_tree(TARGET, recursive=True) if hasattr(f, "blob_id")}
 
 
 def test_an_old_signature_does_not_outlive_what_it_is_of(town: Town, key: KeyPair) -> None:
