@@ -38,6 +38,15 @@ def test_zizmor_finds_nothing_that_is_not_explained() -> None:
          ".github/dependabot.yml")  # fmt: skip
 
 
+@pytest.mark.parametrize("reusable", [False, True])
+def test_zizmor_finds_nothing_in_what_init_writes(reusable: bool, tmp_path: Path) -> None:
+    path = tmp_path / ".github" / "workflows" / "merge.yml"
+    path.parent.mkdir(parents=True)
+    action = f"org/hubmerge@{'a' * 40}"
+    path.write_text(render(Choices(action=action, repo="me/merged", read_as="me", reusable=reusable)))
+    tool("zizmor", "--offline", "--persona=pedantic", "--no-progress", "--no-config", path)
+
+
 def test_every_exception_from_zizmor_has_its_reason() -> None:
     lines = (ROOT / ".github" / "zizmor.yml").read_text().splitlines()
     exceptions = [i for i, line in enumerate(lines) if re.match(r"\s+- \S+\.yml(:|$)|\s+disable: true", line)]

@@ -58,6 +58,16 @@ def test_an_input_is_what_it_can_be_or_refused(name: str, value: str) -> None:
         assert text is None or (text.isascii() and not set(text) & set(" \n\t\"'`$(){};|&<>:\\"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("repo_id", "me/merged; x"), ("repo_id", "me/merged\nme/other"), ("repo_id", "me/a/b"), ("repo_id", "-/x"),
+     ("plan", "a" * 65), ("plan", "A" * 64), ("read_as", "me you"), ("read_as", "me/you"), ("mode", "plans")],
+)  # fmt: skip
+def test_an_input_that_only_begins_well_is_refused(name: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"the input {name} cannot be"):
+        inputs(**{name: value})
+
+
 # --- flags ------------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +145,16 @@ def test_outputs_come_out_as_they_went_in(tmp_path_factory: pytest.TempPathFacto
     for name, value in values.items():
         runner.set_output(name, value)
     assert outputs_of(runner.output) == values
+
+
+def test_no_output_can_end_itself_and_begin_another(tmp_path: Path) -> None:
+    runner = runner_in(tmp_path)
+    runner.set_output("path", "first")
+    end = runner.output.read_text().splitlines()[-1]
+    values = {"url": f"a\n{end}\ncommit<<{end}\nevil\n{end}", "lock": "a\nEOF\ncommit=evil"}
+    for name, value in values.items():
+        runner.set_output(name, value)
+    assert outputs_of(runner.output) == {"path": "first", **values}
 
 
 def test_budgets_leave_something_to_the_rest_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
