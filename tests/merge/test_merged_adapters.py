@@ -17,6 +17,7 @@ import hubmerge
 from hubmerge import adapters
 from hubmerge.errors import PlanError
 from hubmerge.methods import all_methods
+from hubmerge.quantities import percent
 from tests.merge.models import _gpt2, _llama, _save, stored
 from tests.merge.test_adapters import make_adapter, reload
 
@@ -162,7 +163,7 @@ def test_a_smaller_rank_is_the_best_of_that_rank_and_its_price_is_told(scene: Pa
         errors[n] / squares[n] for n in squares if squares[n]
     )
     card = (tmp_path / "cut" / "README.md").read_text()
-    assert f"leaves out {cut.truncation.error:.2%} of the merged deltas' norm" in card
+    assert f"leaves out {percent(cut.truncation.error)} of the merged deltas' norm" in card
     assert "nothing of the merge is left out" in (tmp_path / "exact" / "README.md").read_text()
     assert str(cut.truncation) in cut.summary()
 
