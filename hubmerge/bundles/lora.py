@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save
 from hubmerge import layout
 from hubmerge.bundles.companions import own_files
 from hubmerge.bundles.manifest import TaskEntry
-from hubmerge.bundles.store import Bundle
+from hubmerge.bundles.store import DAMAGED, Bundle
 from hubmerge.bundles.stream import StoredParts
+from hubmerge.errors import IntegrityError
 from hubmerge.factors import retrieved
 from hubmerge.output import FolderSink, Written
 from hubmerge.spec import LowRank
@@ -83,6 +84,8 @@ def module_of(task: TaskEntry, name: str) -> str:
 def _config(bundle: Bundle, task: TaskEntry, own: Mapping[str, Any]) -> dict[str, Any]:
     """The adapter's config, with its ranks and without scales, which are inside the factors."""
     ranks = {module_of(task, name): rank for name, rank in task.ranks.items()}
+    if not ranks:
+        raise IntegrityError(f"{bundle.label}: the manifest gives task {task.name!r} no ranks", hint=DAMAGED)
     largest = max(ranks.values())
     others = {module: rank for module, rank in ranks.items() if rank != largest}
     return {

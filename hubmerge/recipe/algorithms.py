@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from hubmerge.errors import UnknownMethodError
 from hubmerge.spec import Algorithm
 
@@ -10,16 +12,17 @@ def get_algorithm(name: str) -> Algorithm:
     """The merge method or codec of that name.
 
     Raises:
-        UnknownMethodError: There is neither.
+        UnknownMethodError: There is neither; the message suggests the nearest name.
     """
     from hubmerge.codecs import all_codecs
-    from hubmerge.methods import get_method
+    from hubmerge.methods import all_methods
 
+    methods = {method.name: method for method in all_methods()}
     codecs = {codec.name: codec for codec in all_codecs()}
-    if name in codecs:
-        return codecs[name]
-    try:
-        return get_method(name)
-    except UnknownMethodError as e:
-        hint = f"{e.hint}; codecs of bundles: {', '.join(codecs)}"
-        raise UnknownMethodError(e.message, hint=hint) from None
+    known: dict[str, Algorithm] = {**methods, **codecs}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        suggestion = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"known methods: {', '.join(sorted(methods))}; codecs of bundles: {', '.join(codecs)}"
+        raise UnknownMethodError(f"unknown method {name!r}{suggestion}", hint=hint)
+    return known[name]

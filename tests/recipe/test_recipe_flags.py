@@ -44,6 +44,10 @@ def test_flags_and_file_mean_the_same() -> None:
 FAULTS = [
     (("tis", None, ["org/a"], []), "command line: --method: unknown method 'tis'; did you mean 'ties'?"),
     (
+        ("superpositon", None, ["org/a"], []),
+        "command line: --method: unknown method 'superpositon'; did you mean 'superposition'?",
+    ),
+    (
         ("linear", "a b", ["org/a"], []),
         "command line: --base: 'a b' is neither a repo id (org/name) nor a folder that exists; "
         "write ./ before a folder",
