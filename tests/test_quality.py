@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -41,7 +42,7 @@ from quality_models import (  # noqa: E402
     fit_head,
     moved,
     state_of,
-    train_suite,
+    suite_of,
 )
 from quality_report import GUESSING, bundles_sheet, order_sheet, sheets, storage_sheet, to_markdown  # noqa: E402
 from quality_study import Field, Outcome, Recovery, Study, at_scale, choose_lambda, own_scores, tune  # noqa: E402
@@ -62,7 +63,10 @@ def suite(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Suite
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 for a property that is about to be renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return train_suite(pictures, scale, tmp_path_factory.mktemp("suite"), seed=0)
+        own = tmp_path_factory.getbasetemp()
+        shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "suite"  # by all who run these tests
+        with FileLock(f"{shared}.lock"):
+            return suite_of(pictures, scale, shared, seed=0)
 
 
 # --- tasks and heads --------------------------------------------------------------------------------------------

@@ -77,8 +77,19 @@ def predict(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return next(iter(model(**inputs).values()))
 
 
-@pytest.mark.parametrize("codec", all_codecs(), ids=lambda c: c.name)
-@pytest.mark.parametrize("name", FAMILIES)
+def is_quick(name: str, codec: Codec) -> bool:
+    """Every architecture with one codec, and every codec with three architectures; the others take minutes."""
+    return codec.name == "superposition" or name in ("bert", "gpt2", "vit")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        pytest.param(name, codec, id=f"{name}-{codec.name}", marks=[] if is_quick(name, codec) else pytest.mark.slow)
+        for name in FAMILIES
+        for codec in all_codecs()
+    ],
+)
 def test_architectures(name: str, codec: Codec, family: Callable[[str], Made], tmp_path: Path) -> None:
     base, tunes = family(name)
     place = tmp_path / "bundle"
