@@ -208,7 +208,7 @@ def plain(path: Path, model: str, *entries: dict[str, Any]) -> str:
 
 
 def test_other_programs_have_a_plain_format(tmp_path: Path) -> None:
-    flowers = {"task": "flowers", "metric": "accuracy", "higher_is_better": True}
+    flowers = {"task": "flowers", "task_type": "image-classification", "metric": "accuracy", "higher_is_better": True}
     given = [
         plain(tmp_path / "base.json", "org/base", flowers | {"value": 0.5}, {"task": "x", "metric": "y", "value": 1}),
         plain(tmp_path / "math.json", "org/math", flowers | {"value": 0.75, "settings": {"resolution": 224}}),
@@ -222,6 +222,7 @@ def test_other_programs_have_a_plain_format(tmp_path: Path) -> None:
     shown = table(found)
     assert shown.programs == ("flower-bench 2",)
     assert not shown.few_shot
+    assert [r["task"]["type"] for r in model_index(found, "merge", None)[0]["results"]] == ["image-classification"]
     assert "Few-shot" not in card(found)
 
 

@@ -141,7 +141,14 @@ def _write_results(folder: Path, repo: str, found: dict[str, float], split: Spli
     """A file that ``hubmerge push --eval`` reads (docs/evaluation.md)."""
     settings = {"images": split}
     results = [
-        {"task": task, "metric": "accuracy", "value": value, "higher_is_better": True, "settings": settings}
+        {
+            "task": task,
+            "task_type": "image-classification",
+            "metric": "accuracy",
+            "value": value,
+            "higher_is_better": True,
+            "settings": settings,
+        }
         for task, value in found.items()
     ]
     path = folder / f"{repo.replace('/', '__')}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from hubmerge.errors import UsageError
 from hubmerge.evaluation.scores import Dataset, Evaluation, Score, Task, count, mapping, score_of, text
 
 _FEW_SHOT = "few-shot examples"
+_KIND = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}", re.ASCII)
 
 
 def parse(data: Mapping[str, Any], label: str) -> Evaluation:
@@ -42,7 +44,11 @@ def _score(entry: Mapping[str, Any], number: int, program: str, label: str) -> S
         settings[_FEW_SHOT] = str(shots)
     repo = text(entry.get("dataset"))
     dataset = None if repo is None else Dataset(repo, text(entry.get("config")), text(entry.get("split")), whole=False)
-    task = Task(name, settings, shots, text(entry.get("limit")), dataset)
+    task = Task(name, settings, shots, text(entry.get("limit")), dataset, kind=_kind(entry.get("task_type")))
     return score_of(
         label, program, task, metric, entry.get("value"), entry.get("stderr"), entry.get("higher_is_better")
     )
+
+
+def _kind(value: object) -> str | None:
+    return value if isinstance(value, str) and _KIND.fullmatch(value) else None

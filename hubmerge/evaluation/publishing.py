@@ -32,7 +32,7 @@ def model_index(found: Comparison, name: str, task_type: str | None) -> list[dic
         name: The model's.
         task_type: The model's ``pipeline_tag``, if that is known.
     """
-    results = [_entry(scores, task_type or "text-generation") for scores in _own(found)]
+    results = [_entry(scores, task_type) for scores in _own(found)]
     return [{"name": name, "results": results}] if results else []
 
 
@@ -46,7 +46,7 @@ def _own(found: Comparison) -> list[list[Score]]:
     return list(tasks.values())
 
 
-def _entry(scores: list[Score], task_type: str) -> dict[str, Any]:
+def _entry(scores: list[Score], task_type: str | None) -> dict[str, Any]:
     task = scores[0].task
     shots = f" ({task.few_shot}-shot)" if task.few_shot is not None else ""
     dataset: dict[str, Any] = {"name": task.name, "type": task.name}
@@ -57,7 +57,7 @@ def _entry(scores: list[Score], task_type: str) -> dict[str, Any]:
         dataset["args"] = {"num_few_shot": task.few_shot}
     metrics = [{"type": s.metric, "value": s.value, "name": s.measure} for s in scores]
     return {
-        "task": {"type": task_type, "name": task.name + shots},
+        "task": {"type": task_type or task.kind or "other", "name": task.name + shots},
         "dataset": {k: v for k, v in dataset.items() if v is not None},
         "metrics": metrics,
     }

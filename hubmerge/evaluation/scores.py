@@ -50,6 +50,8 @@ class Task:
     dataset: Dataset | None = None
     parts: tuple[str, ...] = ()
     """The tasks that it sums up."""
+    kind: str | None = "text-generation"
+    """What the Hub calls its kind; None if the file of another program than those of language models does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
