@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,10 +98,7 @@ class TensorGroup(ABC):
     @property
     def numel(self) -> int:
         """Elements in the whole tensor."""
-        n = 1
-        for s in self.shape:
-            n *= s
-        return n
+        return math.prod(self.shape)
 
     @abstractmethod
     def base(self) -> torch.Tensor:

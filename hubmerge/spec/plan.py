@@ -73,10 +73,7 @@ class TensorJob:
     @property
     def numel(self) -> int:
         """Number of elements of the tensor."""
-        n = 1
-        for s in self.shape:
-            n *= s
-        return n
+        return math.prod(self.shape)
 
 
 def is_factored(job: TensorJob) -> bool:
