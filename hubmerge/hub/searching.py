@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hubmerge.hub.reading import Reader
 from hubmerge.spec import DTYPES
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
 What = Literal["full", "adapter", "bundle", "other"]
-_EXPAND = [
+_EXPAND: list[Any] = [
     "cardData", "downloads", "gated", "lastModified", "library_name", "pipeline_tag", "private", "safetensors",
     "siblings", "tags", "usedStorage",
 ]  # fmt: skip
@@ -56,16 +56,15 @@ class Searching:
         """
 
         def found() -> list[ModelInfo]:
-            listed = self._hub.api.list_models(
-                search=text, sort="downloads", expand=_EXPAND, limit=min(limit, _MOST)  # type: ignore[arg-type]
-            )
-            return list(itertools.islice(listed, min(limit, _MOST)))
+            most = min(limit, _MOST)
+            listed = self._hub.api.list_models(search=text, sort="downloads", expand=_EXPAND, limit=most)
+            return list(itertools.islice(listed, most))
 
         return tuple(_found(info) for info in self._hub.call(f"search for {text!r}", "models", found))
 
 
 def _found(info: ModelInfo) -> Found:
-    card = info.card_data.to_dict() if info.card_data is not None else {}
+    card: dict[str, Any] = info.card_data.to_dict() if info.card_data is not None else {}  # type: ignore[no-untyped-call]
     bases = card.get("base_model") or ()
     return Found(
         repo=info.id,
@@ -92,7 +91,7 @@ def _what(info: ModelInfo) -> What:
 def _size_bytes(info: ModelInfo) -> int | None:
     counted: Mapping[str, int] = getattr(info.safetensors, "parameters", None) or {}
     if counted and all(name in DTYPES for name in counted):
-        return sum(n * DTYPES[name].size_bytes for name, n in counted.items())
+        return sum(n * DTYPES[name].nbytes for name, n in counted.items())
     return getattr(info, "used_storage", None)
 
 

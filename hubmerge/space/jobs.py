@@ -20,6 +20,7 @@ from hubmerge.errors import UsageError
 from hubmerge.space.orders import Order
 
 State = Literal["queued", "planning", "running", "publishing", "done", "failed", "cancelled", "interrupted"]
+QUEUED: tuple[State, ...] = ("queued",)
 ACTIVE: tuple[State, ...] = ("planning", "running", "publishing")
 """A process is at work."""
 UNFINISHED: tuple[State, ...] = ("queued", *ACTIVE, "interrupted")
@@ -181,7 +182,14 @@ class JobTable:
 
     def move(self, key: str, states: Collection[State], to: State, **facts: Any) -> bool:
         """Bring a job from one of some states to another; False if it is in none of them any more."""
-        changes = checked({"state": to, **facts})
+        return self._change(key, states, {"state": to, **facts})
+
+    def mark(self, key: str, **facts: Any) -> bool:
+        """Write down how far a job is whose process is at work; False if it is none such any more."""
+        return self._change(key, ACTIVE, facts)
+
+    def _change(self, key: str, states: Collection[State], facts: Mapping[str, Any]) -> bool:
+        changes = checked(facts)
         marks = ", ".join("?" * len(states))
         named = ", ".join(f"{name} = ?" for name in changes)
         with self._writing() as db:

@@ -19,12 +19,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
 from hubmerge.errors import UsageError
-from hubmerge.space.jobs import ACTIVE, RESUMABLE, UNFINISHED, Job, JobTable, State
+from hubmerge.space.jobs import ACTIVE, QUEUED, RESUMABLE, UNFINISHED, Job, JobTable, State
 from hubmerge.space.orders import Order
 from hubmerge.space.safety import Limits, check_order
 from hubmerge.space.visitors import Visitor
@@ -149,7 +150,8 @@ class Runner:
                 return 0
             self._visitors[visitor.name] = visitor
             message = "Continues from what is staged."
-            found = sum(self.table.move(j.id, ("interrupted",), "queued", stage="", message=message) for j in mine)
+            waiting: tuple[State, ...] = ("interrupted",)
+            found = sum(self.table.move(j.id, waiting, "queued", stage="", message=message) for j in mine)
         self._wake.set()
         return found
 
@@ -159,12 +161,12 @@ class Runner:
         Raises:
             UsageError: There is no such job of theirs.
         """
-        job = self.table.get(visitor.name, key)
+        self.table.get(visitor.name, key)
         with self._lock:
             running = self._running.get(key)
             if running is not None:
                 running.tell_to_end("cancelled", "Cancelled. What is finished stays staged; resume continues from there.")
-                self.table.move(key, ACTIVE, job.state if job.state in ACTIVE else "running", stage="cancelling")
+                self.table.mark(key, stage="cancelling")
             else:
                 self.table.move(key, ("queued", "interrupted"), "cancelled", stage="", ended=time.time(), message="")
                 self._forget_if_idle(visitor.name)
@@ -209,19 +211,14 @@ class Runner:
             time.sleep(0.05)
 
     def _next(self) -> Job | None:
-        """The oldest job of whoever has least running, and has waited longest for a turn."""
+        ready = [j for j in self.table.in_state("queued") if j.owner in self._visitors]
         busy = Counter(r.job.owner for r in self._running.values())
-        first: dict[str, Job] = {}
-        for job in self.table.in_state("queued"):
-            if job.owner in self._visitors and busy[job.owner] < self.limits.parallel:
-                first.setdefault(job.owner, job)
-        return min(
-            first.values(), key=lambda j: (busy[j.owner], self.table.last_started(j.owner), j.created), default=None
-        )
+        last = {owner: self.table.last_started(owner) for owner in {j.owner for j in ready}}
+        return whose_turn(ready, busy, last, self.limits.parallel)
 
     def _begin(self, job: Job) -> None:
         facts = {"stage": "starting", "message": "", "started": time.time(), "ended": None, "url": "", "commit_id": ""}
-        if self.table.move(job.id, ("queued",), "planning", **facts):
+        if self.table.move(job.id, QUEUED, "planning", **facts):
             one = self._running[job.id] = _Running(job, ends_at=time.monotonic() + self.limits.run_s)
             self._start_thread(self._run, f"job {job.id}", one, self._visitors[job.owner])
 
@@ -260,7 +257,7 @@ class Runner:
 
     def _watch(self, one: _Running, visitor: Visitor, folder: Path) -> dict[str, Any]:
         """Start the process, write down what it tells, and return its last word."""
-        process = subprocess.Popen(  # noqa: S603 - this interpreter, a constant program
+        process = subprocess.Popen(
             [sys.executable, "-P", "-m", "hubmerge.space.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, encoding="utf-8",
             cwd=folder, env=_environment(folder), start_new_session=True,
@@ -292,7 +289,7 @@ class Runner:
 
     def _write_down(self, one: _Running, told: dict[str, Any]) -> None:
         if one.why is None:
-            self.table.move(one.job.id, ACTIVE, told.pop("state"), **told)
+            self.table.mark(one.job.id, **told)
 
     def _finish(self, one: _Running, end: dict[str, Any]) -> None:
         """Write down how a job ended: as it says itself if it is done, else as it was told to, else as it says."""
@@ -309,6 +306,26 @@ class Runner:
         elif state == "cancelled":  # by whoever can send signals here, and no visitor
             state, message = "interrupted", "It was stopped. Resume continues from what is staged."
         self.table.move(one.job.id, ACTIVE, state, stage="", message=message, ended=time.time(), **facts)
+
+
+def whose_turn(
+    queued: Sequence[Job], busy: Mapping[str, int], last_started: Mapping[str, float], parallel: int
+) -> Job | None:
+    """The oldest job of whoever has least running, and of those has waited longest since their last turn.
+
+    Args:
+        queued: Jobs that could be begun, the oldest first.
+        busy: How many jobs of each visitor run.
+        last_started: When each visitor's last one was begun; 0 if never.
+        parallel: How many of one visitor's may run at a time.
+    """
+    first: dict[str, Job] = {}
+    for job in queued:
+        if busy.get(job.owner, 0) < parallel:
+            first.setdefault(job.owner, job)
+    return min(
+        first.values(), key=lambda j: (busy.get(j.owner, 0), last_started.get(j.owner, 0.0), j.created), default=None
+    )
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -47,7 +47,7 @@ def main() -> None:
         out.flush()
 
     try:
-        end = _outcome(Order(**asked["order"]), visitor, limits, tell)
+        end = perform(Order(**asked["order"]), visitor, limits, tell)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         tell({"end": "done", **end})
     except KeyboardInterrupt:
@@ -86,7 +86,15 @@ def _said(error: Exception, token: str, before: str = "") -> str:
     return scrub(before + text, token)
 
 
-def _outcome(order: Order, visitor: Visitor, limits: Limits, tell: Tell) -> dict[str, Any]:
+def perform(order: Order, visitor: Visitor, limits: Limits, tell: Tell) -> dict[str, Any]:
+    """Do what was asked for.
+
+    Returns:
+        Facts for the job table: ``url`` and ``commit_id`` of what was published.
+
+    Raises:
+        HubMergeError: What went wrong; what is finished is staged.
+    """
     hub = visitor.hub(Path(tempfile.mkdtemp(prefix="cache-")))
     tell({"state": "planning", "stage": "reading headers"})
     return _merge(order, hub, limits, tell) if order.kind == "merge" else _bundle(order, hub, limits, tell)

@@ -20,6 +20,7 @@ from tests.end_to_end.support import Town, save, tensors
 ANN = User("ann", "hf_" + "aNN0123456789" * 3)
 BOB = User("bob", "hf_" + "bOB9876543210" * 3)
 PUBLISHER = User("local", "hf_" + "lOCAL45678901" * 3)
+USERS = (PUBLISHER, ANN, BOB)
 SMALL = Limits(min_shard_bytes=1)
 RECIPE = """\
 method: task_arithmetic
@@ -28,7 +29,7 @@ models: [local/a, local/b]
 parameters: {scale: 0.5}
 output: {shard_size: 600B}
 """
-"""Seven tensors in as many shards."""
+"""Seven tensors in six shards."""
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Scene:
 
 def open_scene(start_hub: Callable[..., LocalHub], tmp: Path, **options: Any) -> Scene:
     """Start the Hub, with a base, two models of it, and an adapter."""
-    hub = start_hub(users=(PUBLISHER, ANN, BOB), **options)
+    hub = start_hub(users=USERS, **options)
     town = Town(hub)
     town.api.token = PUBLISHER.token
     for i, name in enumerate(("base", "a", "b")):
