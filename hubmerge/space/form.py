@@ -64,6 +64,7 @@ class MethodForm:
     max_models: int | None
     incremental: bool
     """Of a codec: whether tasks can be added and removed later without the others' models."""
+    takes_weights: bool
     controls: tuple[Control, ...]
 
     @property
@@ -73,9 +74,9 @@ class MethodForm:
 
     @property
     def per_model(self) -> tuple[Control, ...]:
-        """What may be set for each model; of a merge, its weight first."""
+        """What may be set for each model; its weight first, if there are weights."""
         own = tuple(c for c in self.controls if c.per_model)
-        return (WEIGHT, *own) if self.kind == "method" else own
+        return (WEIGHT, *own) if self.takes_weights else own
 
 
 def forms() -> tuple[MethodForm, ...]:
@@ -100,6 +101,7 @@ def form_of(algorithm: Algorithm | str) -> MethodForm:
         min_models=found.min_models if isinstance(found, Method) else 1,
         max_models=found.max_models if isinstance(found, Method) else None,
         incremental=found.incremental if isinstance(found, Codec) else False,
+        takes_weights=is_method and found.problem(found.parameters(), (1.0, 0.5)) is None,
         controls=tuple(_control(name, info) for name, info in found.parameters.model_fields.items()),
     )
 

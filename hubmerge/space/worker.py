@@ -29,29 +29,33 @@ if TYPE_CHECKING:
 
 Tell = Callable[[Mapping[str, Any]], None]
 _EVERY_S = 0.25
-_LAST_MOMENTS_S = 15.0
+_PATIENCE_S = 6.0
+"""From SIGTERM on, for what waits for a silent server; less than the runner's."""
+_CANCELLED = {"end": "cancelled", "message": "It was stopped. What is finished stays staged."}
 
 
 def main() -> None:
     """Do what stdin says."""
-    signal.signal(signal.SIGTERM, _interrupt)
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no message
     asked = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_server, name="watch the server", daemon=True).start()
     visitor = Visitor(asked["name"], asked["token"], asked["endpoint"])
     limits = Limits(**asked["limits"])
+    lock = threading.Lock()
 
     def tell(facts: Mapping[str, Any]) -> None:
-        out.write(json.dumps(facts) + "\n")
-        out.flush()
+        with lock:
+            out.write(json.dumps(facts) + "\n")
+            out.flush()
 
+    signal.signal(signal.SIGTERM, lambda *_: _interrupt(tell))
+    threading.Thread(target=_end_with_server, name="watch the server", daemon=True).start()
     try:
         end = perform(Order(**asked["order"]), visitor, limits, tell)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         tell({"end": "done", **end})
     except KeyboardInterrupt:
-        tell({"end": "cancelled", "message": "Cancelled. What is finished stays staged; resume continues from there."})
+        tell(_CANCELLED)
     except HubMergeError as error:
         tell({"end": "failed", "message": _said(error, visitor.token)})
     except Exception as error:  # a fault of ours; the server goes on, and the visitor is to know
@@ -59,17 +63,23 @@ def main() -> None:
     _leave(out)
 
 
-def _interrupt(*_: Any) -> None:
+def _interrupt(tell: Tell) -> None:
+    """Unwind; but not for as long as threads may wait that read from a silent server."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def give_up() -> None:
+        time.sleep(_PATIENCE_S)
+        tell(_CANCELLED)
+        os._exit(0)
+
+    threading.Thread(target=give_up, name="give up", daemon=True).start()
     raise KeyboardInterrupt
 
 
 def _end_with_server() -> None:
     """Nobody may be left to speak for a job whose server is gone: it has another one started when it comes back."""
     sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_LAST_MOMENTS_S)
-    os._exit(1)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # which may be waiting in a system call
 
 
 def _leave(out: TextIO) -> None:
