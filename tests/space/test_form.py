@@ -78,7 +78,7 @@ def test_every_parameter_has_a_control_and_every_control_words(name: str) -> Non
     assert {"weight", *(c.name for c in form.controls)} == known.keys()
     own = {c.name for c in form.per_model}
     assert own | {"weight"} == {s.name for s in known.values() if s.per_model}
-    assert ("weight" in own) == (form.kind == "method" and name != "model_stock")
+    assert ("weight" in own) == (form.kind == "method" and name not in ("model_stock", "slerp"))
     for control in form.controls:
         assert control.label
         assert control.help
