@@ -131,7 +131,8 @@ class JobTable:
         values = (key, owner, order.kind, order.target, order.recipe, order.dumps(), time.time())
         with self._writing() as db:
             db.execute(
-                "INSERT INTO jobs (id, owner, kind, target, recipe, asked, created) VALUES (?, ?, ?, ?, ?, ?, ?)", values
+                "INSERT INTO jobs (id, owner, kind, target, recipe, asked, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                values,
             )
         return self.get(owner, key)
 

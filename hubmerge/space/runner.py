@@ -100,7 +100,9 @@ class Runner:
         with self._lock:
             self._closing = True
             for one in self._running.values():
-                one.tell_to_end("interrupted", "The server was stopped. Sign in when it is back, and the job continues.")
+                one.tell_to_end(
+                    "interrupted", "The server was stopped. Sign in when it is back, and the job continues."
+                )
         self._wake.set()
         for thread in self._threads:
             thread.join(GRACE_S + 5)
@@ -165,7 +167,9 @@ class Runner:
         with self._lock:
             running = self._running.get(key)
             if running is not None:
-                running.tell_to_end("cancelled", "Cancelled. What is finished stays staged; resume continues from there.")
+                running.tell_to_end(
+                    "cancelled", "Cancelled. What is finished stays staged; resume continues from there."
+                )
                 self.table.mark(key, stage="cancelling")
             else:
                 self.table.move(key, ("queued", "interrupted"), "cancelled", stage="", ended=time.time(), message="")

@@ -58,7 +58,7 @@ def no_secrets(scene: Scene) -> None:
 def test_a_job_is_cancelled_resumed_interrupted_by_a_restart_and_done(scene: Scene) -> None:
     ann, bob = scene.visitor(ANN), scene.visitor(BOB)
     hub = scene.town.hub
-    rule = hub.faults.add(Fault(method="PUT", path="^/_lfs/", skip=2, times=None, stall_after_bytes=0))
+    rule = hub.faults.add(Fault(method="PUT", path="^/_lfs/", skip=2, times=None, stall_upload_after_bytes=0))
     with scene.server() as runner:
         job = runner.submit(ann, MERGE)
         wait_for(runner, "ann", job.id, until=lambda _: rule.hits > 0)
@@ -81,7 +81,7 @@ def test_a_job_is_cancelled_resumed_interrupted_by_a_restart_and_done(scene: Sce
         assert len(before) == 2
 
         hub.faults.clear()
-        rule = hub.faults.add(Fault(method="PUT", path="^/_lfs/", skip=1, times=None, stall_after_bytes=0))
+        rule = hub.faults.add(Fault(method="PUT", path="^/_lfs/", skip=1, times=None, stall_upload_after_bytes=0))
         runner.resume(ann, job.id)
         found = wait_for(runner, "ann", job.id, until=lambda _: rule.hits > 0)
         assert (found.state, found.shards_done, found.shards_total) == ("running", 3, 6)
@@ -104,7 +104,7 @@ def test_a_job_is_cancelled_resumed_interrupted_by_a_restart_and_done(scene: Sce
 
 def test_a_job_ends_by_itself_when_its_server_is_gone_and_its_failure_names_no_token(scene: Scene) -> None:
     """Of two workers, one loses its server while it uploads, the other one is asked for what it may not read."""
-    scene.town.hub.faults.add(Fault(method="PUT", path="^/_lfs/", times=None, stall_after_bytes=0))
+    scene.town.hub.faults.add(Fault(method="PUT", path="^/_lfs/", times=None, stall_upload_after_bytes=0))
     orphan = _worker(MERGE, scene)
     refused = _worker(replace(MERGE, recipe=RECIPE.replace("local/a", "local/missing")), scene)
     with orphan, refused:
