@@ -1,4 +1,4 @@
-"""The plan of a merge as a page shows it, before anything costs: what it takes, whether it fits here, what it may be."""
+"""The plan of a merge as a page shows it, before anything costs: what it takes, whether it fits here."""
 
 from __future__ import annotations
 

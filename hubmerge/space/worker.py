@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from hubmerge.errors import HubMergeError, LicenseError
 from hubmerge.space.orders import Order
-from hubmerge.space.safety import Limits, check_recipe, check_report
+from hubmerge.space.safety import Limits, check_recipe, check_report, check_sizes
 from hubmerge.space.visitors import Visitor
 
 if TYPE_CHECKING:
@@ -160,8 +160,14 @@ def _bundle(order: Order, hub: Hub, limits: Limits, tell: Tell) -> dict[str, Any
 
     running = api.Running(fetch="stream", max_disk_bytes=limits.disk_per_job_bytes, progress=_Telling(tell))
     terms: dict[str, Any] = {"license": order.license or None, "accept_license_risk": order.accept_license_risk}
-    if order.kind == "bundle create":
-        recipe = check_recipe(order.recipe, limits)
+    recipe = check_recipe(order.recipe, limits) if order.kind == "bundle create" else None
+    refs = (
+        [order.model, order.bundle]
+        if recipe is None
+        else [str(recipe.base or ""), *(str(m.ref) for m in recipe.models)]
+    )
+    check_sizes(sum(_weights_bytes(ref, hub) for ref in refs if ref), 0, 0, limits)
+    if recipe is not None:
         publish = PublishOptions(
             message="Publish a bundle made with hubmerge", public=True if order.public else None
         )  # fmt: skip
@@ -173,6 +179,12 @@ def _bundle(order: Order, hub: Hub, limits: Limits, tell: Tell) -> dict[str, Any
     else:
         return _retrieve(order, hub, running, tell)
     return {"url": made.url or "", "commit_id": made.commit or ""}
+
+
+def _weights_bytes(ref: str, hub: Hub) -> int:
+    repo, _, revision = ref.partition("@")
+    files = hub.list_files(repo, hub.pin(repo, revision or None))
+    return sum(f.size_bytes for f in files if f.path.endswith(".safetensors"))
 
 
 def _retrieve(order: Order, hub: Hub, running: Any, tell: Tell) -> dict[str, Any]:

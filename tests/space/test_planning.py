@@ -132,7 +132,17 @@ def test_a_bundle_is_created_extended_reduced_and_a_task_retrieved(scene: Scene,
     assert {"planning", "running", "publishing"} <= {t["state"] for t in told}
 
 
-def test_a_worker_refuses_by_itself_what_is_too_large(scene: Scene) -> None:
+@pytest.mark.parametrize(
+    "order",
+    [
+        Order("merge", "ann/merged", recipe=RECIPE),
+        Order("bundle create", "ann/merged", recipe=BUNDLE),
+        Order("bundle add", "ann/merged", model="local/a"),
+    ],
+    ids=lambda order: order.kind,
+)
+def test_a_worker_refuses_by_itself_what_is_too_large(scene: Scene, order: Order) -> None:
+    told: list[Mapping[str, Any]] = []
     with pytest.raises(BudgetError, match="this reads"):
-        perform(Order("merge", "ann/merged", recipe=RECIPE), scene.visitor(ANN), replace(SMALL, read_bytes=10), print)
+        perform(order, scene.visitor(ANN), replace(SMALL, read_bytes=10), told.append)
     assert not scene.town.api.repo_exists("ann/merged")

@@ -102,6 +102,26 @@ def test_a_job_is_cancelled_resumed_interrupted_by_a_restart_and_done(scene: Sce
     no_secrets(scene)
 
 
+@pytest.mark.slow
+def test_a_job_that_is_killed_hurts_nobody_and_continues(scene: Scene) -> None:
+    ann, bob = scene.visitor(ANN), scene.visitor(BOB)
+    rule = scene.town.hub.faults.add(Fault(method="PUT", path="^/_lfs/", skip=2, times=1, stall_upload_after_bytes=0))
+    with scene.server() as runner:
+        mine, other = runner.submit(ann, MERGE), runner.submit(bob, replace(MERGE, target="bob/merged"))
+        wait_for(runner, "ann", mine.id, until=lambda _: rule.hits > 0)
+        (worker,) = workers()
+        assert runner.table.get("bob", other.id).state == "queued"
+        worker.kill()
+        ended = wait_for(runner, "ann", mine.id)
+        assert (ended.state, "perhaps because memory ran out" in ended.message) == ("failed", True)
+        assert len(staged(scene)) == 2
+        assert wait_for(runner, "bob", other.id).state == "done"
+        runner.resume(ann, mine.id)
+        assert wait_for(runner, "ann", mine.id).state == "done"
+    assert list((scene.tmp / "server" / "running").iterdir()) == []
+    no_secrets(scene)
+
+
 def test_a_job_ends_by_itself_when_its_server_is_gone_and_its_failure_names_no_token(scene: Scene) -> None:
     """Of two workers, one loses its server while it uploads, the other one is asked for what it may not read."""
     scene.town.hub.faults.add(Fault(method="PUT", path="^/_lfs/", times=None, stall_upload_after_bytes=0))
