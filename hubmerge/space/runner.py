@@ -277,7 +277,10 @@ class Runner:
             process.stdin.write(asked_of(one.job.order, visitor, self.limits))
             process.stdin.flush()  # and left open: its end tells the job that the server is gone
             for line in process.stdout:
-                told = json.loads(line)
+                try:
+                    told = json.loads(line)
+                except ValueError:  # it was interrupted in the middle of it
+                    continue
                 if "end" in told:
                     end = told
                 else:
