@@ -1,6 +1,6 @@
 """Push a merge of 8B models from a machine that cannot hold them, beside a copy of the same bytes by huggingface_hub.
 
-    python benchmarks/llama8b.py                  # about an hour on two cores, 60 GB of disk
+    python benchmarks/llama8b.py                  # an hour on two cores with making the models, 55 GB of disk
     python benchmarks/llama8b.py --quick          # models of 50 MB: shows that everything runs, and no more
     python benchmarks/llama8b.py --only ties      # one case, beside the copy
 
