@@ -133,7 +133,7 @@ def merge(
     results = compare(evaluations, (str(out), str(Path(out).resolve())), CardFacts(planned, recipe).parents)
     clock.lap("plan_s")
     needed = sum(o.size_bytes for o in planned.outputs)
-    meter = meter_for(planned, recipe, options) if diagnostics else None
+    meter = meter_for(planned, recipe) if diagnostics else None
     work = _resumable(planned, recipe, resume=resume)
     ranks.agree(facts_of(planned, work, {"out": out, "overwrite": overwrite, "diagnostics": diagnostics}))
     ranks.from_first(lambda: check_card(recipe, planned, hub, None, results))
@@ -199,7 +199,7 @@ def push(
         public=None if target.private is None else not target.private,
         overwrite=target.overwrite,
     )
-    meter = meter_for(planned, recipe, options) if diagnostics else None
+    meter = meter_for(planned, recipe) if diagnostics else None
     work = _resumable(planned, recipe, resume=resume)
     ranks.agree(facts_of(planned, work, asdict(target) | {"diagnostics": diagnostics}))
     ranks.from_first(lambda: check_card(recipe, planned, source, target.repo, results))
@@ -250,7 +250,7 @@ def analyze(
     hub = hub or Hub()
     options = options or RunOptions()
     planned = runnable(plan(recipe, hub=hub))
-    meter = meter_for(planned, recipe, options, sampling)
+    meter = meter_for(planned, recipe, sampling)
     with Inputs(planned, hub, options.fetch, options.max_disk_bytes) as inputs:
         run(planned, inputs, Nowhere(planned.outputs), options, progress, meter)
     return meter.diagnostics()

@@ -27,7 +27,7 @@ Sampling = Literal["sample", "all", "none"]
 BUDGET_OPERATIONS = 3e12
 """What the decompositions of a sample may take: about two minutes on two cores."""
 ROOM_BYTES = 450_000_000
-"""What decompositions at work at the same time may hold, unless a single one needs more."""
+"""What decompositions at work at the same time hold, unless a single one needs more or less is there."""
 
 
 class Nowhere:
@@ -50,23 +50,28 @@ class Meter:
     Args:
         plan: What is run.
         sampling: Of which weights singular values are computed: all of them, or a sample that ``sampled`` chooses.
-        max_memory_bytes: What the run may use; a weight whose decomposition takes more than half of it is left out.
     """
 
-    def __init__(self, plan: Plan, sampling: Sampling = "sample", max_memory_bytes: int | None = None) -> None:
+    def __init__(self, plan: Plan, sampling: Sampling = "sample") -> None:
         self._plan = plan
-        candidates = matrices(plan)
-        most = max_memory_bytes // 2 if max_memory_bytes is not None else None
-        possible = [job for job in candidates if most is None or _working_bytes(job) <= most]
-        budget = {"none": 0.0, "sample": BUDGET_OPERATIONS, "all": math.inf}[sampling]
-        self.spectral = sampled(possible, len(plan.models), budget)
-        """The jobs of whose weights singular values are computed, the cheapest first."""
-        self._candidates = len(candidates)
+        self._sampling: Sampling = sampling
+        self._candidates = matrices(plan)
         self._tallies: dict[int, Tally] = {}
         self._relations: dict[int, Relations] = {}
         self._spectra: dict[int, Spectra] = {}
         self._lock = threading.Lock()
-        self._room = _Room(min(ROOM_BYTES, most or ROOM_BYTES))
+        self.set_room(math.inf)
+
+    def set_room(self, size_bytes: float) -> None:
+        """Choose what is decomposed; a weight that takes more memory than there is for it is left out."""
+        possible = [job for job in self._candidates if _working_bytes(job) <= size_bytes]
+        budget = {"none": 0.0, "sample": BUDGET_OPERATIONS, "all": math.inf}[self._sampling]
+        self.spectral = sampled(possible, len(self._plan.models), budget)
+        """The jobs of whose weights singular values are computed, the cheapest first."""
+        needed = [_working_bytes(job) for job in self.spectral]
+        self.memory_bytes = int(min(sum(needed), size_bytes, max(ROOM_BYTES, *needed, 0)))
+        """What decompositions at work hold at most."""
+        self._room = _Room(self.memory_bytes)
 
     def wants(self, job: TensorJob) -> bool:
         """Whether a merged tensor has task vectors: rows that the base lacks have none."""
@@ -125,7 +130,7 @@ class Meter:
                 jobs[job.name].append(job)
         tensors = tuple(self._figures(rows) for rows in jobs.values())
         plan = self._plan
-        return Diagnostics(tuple(m.name for m in plan.models), plan.method, plan.digest, tensors, self._candidates)
+        return Diagnostics(tuple(m.name for m in plan.models), plan.method, plan.digest, tensors, len(self._candidates))
 
     def _figures(self, jobs: Sequence[TensorJob]) -> TensorFigures:
         """Of one tensor, which may have been merged in several ranges of rows."""

@@ -103,7 +103,10 @@ def facts_of(planned: Plan, work: Resumable, asked: Mapping[str, Any]) -> dict[s
     }
 
 
-def tuning_for(planned: Plan, options: RunOptions, devices: DeviceMap, *, remote: bool, processes: int = 1) -> Tuning:
+def tuning_for(
+    planned: Plan, options: RunOptions, devices: DeviceMap, *, remote: bool, processes: int = 1,
+    meter: Meter | None = None,
+) -> Tuning:  # fmt: skip
     """Threads and sizes of pieces, for each of so many processes on this machine."""
     return tuned(
         planned,
@@ -114,10 +117,11 @@ def tuning_for(planned: Plan, options: RunOptions, devices: DeviceMap, *, remote
         max_memory_bytes=options.max_memory_bytes,
         processes=processes,
         streaming=options.upload == "stream",
+        diagnostics=meter,
     )
 
 
-def meter_for(planned: Plan, recipe: Recipe, options: RunOptions, sampling: Sampling = "sample") -> Meter:
+def meter_for(planned: Plan, recipe: Recipe, sampling: Sampling = "sample") -> Meter:
     """What measures a run.
 
     Raises:
@@ -130,7 +134,7 @@ def meter_for(planned: Plan, recipe: Recipe, options: RunOptions, sampling: Samp
             "without a base there are no task vectors to measure: they are models minus the base",
             hint="name the models' common base in the recipe (base: …), or leave out the diagnostics",
         )
-    return Meter(planned, sampling, options.max_memory_bytes)
+    return Meter(planned, sampling)
 
 
 def run(
@@ -150,7 +154,7 @@ def run(
     for note in devices.notes:
         log.warning("%s", note)
     done = frozenset(w.path for w in sink.written)
-    tuning = tuning_for(planned, options, devices, remote=remote, processes=ranks.local_size)
+    tuning = tuning_for(planned, options, devices, remote=remote, processes=ranks.local_size, meter=meter)
     engine = Engine(planned, inputs, sink, tuning, progress, devices, done, meter, ranks)
     engine.run()
     written: dict[str, Written] = {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from hubmerge.devices import LANE_THREADS, DeviceMap
 from hubmerge.errors import BudgetError
@@ -11,6 +13,9 @@ from hubmerge.footprint import Footprint, footprint
 from hubmerge.quantities import size
 from hubmerge.ranking import GRAIN
 from hubmerge.spec import Plan
+
+if TYPE_CHECKING:
+    from hubmerge.measuring import Meter
 
 _REMOTE_WORKERS = 4
 
@@ -61,6 +66,7 @@ def tuned(
     max_memory_bytes: int | None = None,
     processes: int = 1,
     streaming: bool = False,
+    diagnostics: Meter | None = None,
 ) -> Tuning:
     """Threads and sizes within the memory allowed; fewer threads and smaller pieces before giving up.
 
@@ -73,6 +79,7 @@ def tuned(
         max_memory_bytes: No limit by default.
         processes: How many run on this machine together, and share its cores.
         streaming: Whether outputs are sent as they are made, without a file.
+        diagnostics: What measures the run beside the merge; it is given the memory that merging can do without.
 
     Raises:
         BudgetError: Even the smallest does not fit.
@@ -84,18 +91,29 @@ def tuned(
     )
     if max_memory_bytes is None:
         return found
-    while True:
-        needed = footprint_of(plan, found, devices, remote=remote, streaming=streaming).memory_bytes
-        if needed <= max_memory_bytes:
-            return found
-        smaller = _smaller(found)
-        if smaller is None:
-            raise BudgetError(
-                f"this merge needs about {size(needed)} of memory with one worker, "
-                f"{size(max_memory_bytes)} are allowed",
-                hint=f"raise --max-memory to {size(needed * 1.005)}, or merge fewer models",
-            )
-        found = smaller
+
+    def needed(tuning: Tuning) -> int:
+        return footprint_of(plan, tuning, devices, remote=remote, streaming=streaming).memory_bytes
+
+    choices = [found, *_smaller_than(found)]
+    least = needed(choices[-1])
+    if least > max_memory_bytes:
+        raise BudgetError(
+            f"this merge needs about {size(least)} of memory with one worker, {size(max_memory_bytes)} are allowed",
+            hint=f"raise --max-memory to {size(least * 1.005)}, or merge fewer models",
+        )
+    if diagnostics is not None:
+        diagnostics.set_room(max_memory_bytes - least)
+        max_memory_bytes -= diagnostics.memory_bytes
+    return next(choice for choice in choices if needed(choice) <= max_memory_bytes)
+
+
+def _smaller_than(given: Tuning) -> Iterator[Tuning]:
+    """What takes less and less memory, down to the least of all."""
+    smaller = _smaller(given)
+    while smaller is not None:
+        yield smaller
+        smaller = _smaller(smaller)
 
 
 def _smaller(given: Tuning) -> Tuning | None:

@@ -16,8 +16,12 @@ from safetensors.torch import load_file, save_file
 import hubmerge
 from hubmerge import api
 from hubmerge.analysis import Diagnostics
+from hubmerge.devices import device_map
 from hubmerge.errors import UsageError
+from hubmerge.measuring import Meter
+from hubmerge.ranking import GRAIN
 from hubmerge.recipe import Recipe
+from hubmerge.tuning import Tuning, footprint_of, tuned
 from tests.end_to_end.support import SHAPES, folder_state, save, tensors
 from tests.naive_figures import naive_figures, naive_spectra
 
@@ -223,14 +227,26 @@ def test_little_memory_leaves_out_large_weights(full: Path) -> None:
     asked = recipe("ties", full, ["a", "b", "c"])
     found = api.analyze(asked, options=api.RunOptions(max_memory_bytes=500_000_000))
     assert len(found.decomposed) == len(LINEAR)
-    tight = _meter_names(asked, 2 * 4_000_000)
-    assert tight == LINEAR - {"model.layers.0.mlp.up_proj.weight"}
+    meter = Meter(hubmerge.plan(asked))
+    meter.set_room(4_000_000)
+    assert {job.name for job in meter.spectral} == LINEAR - {"model.layers.0.mlp.up_proj.weight"}
+    assert 0 < meter.memory_bytes <= 4_000_000
 
 
-def _meter_names(asked: Recipe, max_memory_bytes: int) -> set[str]:
-    from hubmerge.measuring import Meter
+@pytest.mark.parametrize("beside_bytes", [0, 1_000_000, 3_000_000, 40_000_000])
+def test_merging_and_measuring_share_the_memory(full: Path, beside_bytes: int) -> None:
+    """What merging can do without is there for diagnostics, which never make it impossible."""
+    planned = hubmerge.plan(recipe("ties", full, ["a", "b", "c"]))
+    devices, meter = device_map(planned, "cpu"), Meter(planned)
 
-    return {job.name for job in Meter(hubmerge.plan(asked), max_memory_bytes=max_memory_bytes).spectral}
+    def needed(tuning: Tuning) -> int:
+        return footprint_of(planned, tuning, devices, remote=True).memory_bytes
+
+    least = needed(Tuning(1, GRAIN, 4 * GRAIN))
+    found = tuned(planned, devices, remote=True, max_memory_bytes=least + beside_bytes, diagnostics=meter)
+    assert meter.memory_bytes <= beside_bytes
+    assert needed(found) + meter.memory_bytes <= least + beside_bytes
+    assert (meter.memory_bytes > 0) == (beside_bytes > 0)
 
 
 def test_a_merge_without_a_base_is_refused(full: Path, tmp_path: Path) -> None:
