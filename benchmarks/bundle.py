@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import machine_facts
+from report import machine_facts, tell
 
 import hubmerge
 
@@ -301,9 +301,7 @@ def main() -> int:
         text = measure([TINY] if args.quick else [B32, L14], args.work, args.rounds)
     finally:
         shutil.rmtree(args.work, ignore_errors=True)
-    print(text)
-    if args.markdown:
-        args.markdown.write_text(text)
+    tell(text, args.markdown)
     return 0
 
 

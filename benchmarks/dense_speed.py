@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from report import machine_facts
+from report import machine_facts, sheet, tell
 
 import hubmerge
 from hubmerge.devices import CPU
@@ -222,14 +222,9 @@ def main() -> int:
         results.append(measured(method, shape, count, cores=cores, rounds=args.rounds, keep=args.references))
         print("  ".join(row(results[-1])), file=sys.stderr, flush=True)
     facts = machine_facts() | {"threads": f"{cores} for both", "matrices": " ".join((deltas.__doc__ or "").split())}
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
-    lines += [f"| {' | '.join(row(r))} |" for r in results]
-    text = "\n".join([*(f"- {k}: {v}" for k, v in facts.items()), "", *lines]) + "\n"
-    print(text)
+    tell(sheet(HEADINGS, map(row, results), facts), args.markdown)
     if args.json:
         args.json.write_text(json.dumps({"facts": facts, "results": results}, indent=1) + "\n")
-    if args.markdown:
-        args.markdown.write_text(text)
     return 0
 
 

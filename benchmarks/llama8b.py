@@ -29,7 +29,7 @@ from typing import Any
 
 from measure import measure
 from models import SHAPES, Shape, write_model
-from report import machine_facts
+from report import sheet, tell
 
 from hubmerge.localhub.process import HubProcess
 
@@ -277,12 +277,7 @@ def main() -> int:
         found = run(push_arguments(CASES[name], shape.shard_bytes), root, work)
         rows.append(row(name, found, copy, shape.shard_bytes))
         print("  ".join(rows[-1]), file=sys.stderr, flush=True)
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
-    lines += [f"| {' | '.join(r)} |" for r in rows]
-    text = "\n".join([*(f"- {k}: {v}" for k, v in machine_facts().items()), "", *lines]) + "\n"
-    print(text)
-    if args.markdown:
-        args.markdown.write_text(text)
+    tell(sheet(HEADINGS, rows), args.markdown)
     return 0
 
 

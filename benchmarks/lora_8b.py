@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import measure
-from report import machine_facts
+from report import sheet, tell
 
 HERE = Path(__file__).resolve().parent
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, VOCAB = 4096, 14336, 32, 32, 8, 128256
@@ -167,12 +167,7 @@ def main() -> int:
             results.append(run(method, targets, base, models, args.work))
             print("  ".join(row(results[-1])), file=sys.stderr, flush=True)
             _remove(subprocess_out)
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
-    lines += [f"| {' | '.join(row(r))} |" for r in results]
-    text = "\n".join([*(f"- {k}: {v}" for k, v in machine_facts().items()), "", *lines]) + "\n"
-    print(text)
-    if args.markdown:
-        args.markdown.write_text(text)
+    tell(sheet(HEADINGS, map(row, results)), args.markdown)
     return 0
 
 

@@ -22,7 +22,7 @@ from statistics import median
 
 from cases import FINE_TUNES
 from measure import measure
-from report import machine_facts
+from report import sheet, tell
 
 HERE = Path(__file__).resolve().parent
 METHODS = {
@@ -74,16 +74,13 @@ def main() -> int:
                 if n > 0:  # the first round warms the page cache
                     merge_s[method, start].append(merging)
                     whole_s[method, start].append(whole)
-    lines = [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
+    rows = []
     for method in METHODS:
         merging = [median(merge_s[method, start]) for start in STARTS]
         whole = [median(whole_s[method, start]) for start in STARTS]
         figures = (f"{merging[0]:.2f}", f"{whole[0]:.2f}", f"{merging[1]:.2f}", f"{whole[1]:.2f}")
-        lines.append(f"| {method} | {' | '.join(figures)} | {merging[0] / merging[1]:.2f}× |")
-    text = "\n".join([*(f"- {k}: {v}" for k, v in machine_facts().items()), "", *lines]) + "\n"
-    print(text)
-    if args.markdown:
-        args.markdown.write_text(text)
+        rows.append((method, *figures, f"{merging[0] / merging[1]:.2f}×"))
+    tell(sheet(HEADINGS, rows), args.markdown)
     return 0
 
 

@@ -186,6 +186,20 @@ def machine(mergekit_versions: str, *, quick: bool) -> dict[str, str]:
     }
 
 
+def sheet(headings: Sequence[str], rows: Iterable[Sequence[str]], facts: dict[str, str] | None = None) -> str:
+    """A table in Markdown, under what it was measured on."""
+    lines = [f"- {k}: {v}" for k, v in (facts or machine_facts()).items()]
+    lines += ["", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def tell(text: str, path: Path | None) -> None:
+    """Print a report, and write it to a file if one is named."""
+    print(text)
+    if path:
+        path.write_text(text)
+
+
 def machine_facts() -> dict[str, str]:
     """The machine, and the versions of what ran on it."""
     probe = [sys.executable, "-c", "import hubmerge; print(hubmerge.__version__)"]

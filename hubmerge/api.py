@@ -22,7 +22,7 @@ from hubmerge.licenses import derive_license, refuse
 from hubmerge.lock import portable_recipe
 from hubmerge.output import FolderSink
 from hubmerge.planning import build_plan
-from hubmerge.publish import Publisher, PublishOptions, ShardByShard
+from hubmerge.publish import Publisher, PublishOptions
 from hubmerge.ranks import ALONE, Ranks
 from hubmerge.recipe import Recipe
 from hubmerge.resolve import pin_recipe
@@ -31,6 +31,7 @@ from hubmerge.running import Clock, RunOptions, facts_of, meter_for, peaks_of, r
 from hubmerge.signing import Signing, open_signer, open_verifier
 from hubmerge.spec import Plan
 from hubmerge.tuning import footprint_of
+from hubmerge.uploading import ShardByShard
 
 if TYPE_CHECKING:
     from hubmerge.analysis import Diagnostics

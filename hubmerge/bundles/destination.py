@@ -14,9 +14,10 @@ from typing import Any
 from hubmerge.bundles.store import Bundle
 from hubmerge.hub import Hub
 from hubmerge.output import FolderSink, Written
-from hubmerge.publish import Publisher, PublishOptions, ShardByShard
+from hubmerge.publish import Publisher, PublishOptions
 from hubmerge.signing import SIGNATURE_NAME
 from hubmerge.spec import OutputFile
+from hubmerge.uploading import ShardByShard
 
 
 @dataclass(slots=True)
