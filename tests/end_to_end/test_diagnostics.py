@@ -82,6 +82,7 @@ def test_a_merge_without_a_base_says_what_is_missing(tmp_path: Path, recipe: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_eight_models_of_the_shape_of_a_1b_model_take_less_than_a_gigabyte(tmp_path: Path) -> None:
     """One of TinyLlama's layers, and its embeddings: memory does not depend on how many layers there are."""
     shapes = {"model.embed_tokens.weight": (32000, 2048)}
