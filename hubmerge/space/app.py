@@ -6,16 +6,24 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from hubmerge.space.gate import Gate
 from hubmerge.space.runner import Runner
 from hubmerge.space.safety import Limits
-from hubmerge.space.sessions import Client, Sessions, Site
+from hubmerge.space.sessions import Cookies, Sessions
+from hubmerge.space.signin import SignIn, own_machine_routes
 
 if TYPE_CHECKING:
     import gradio as gr
     from fastapi import FastAPI
 
-MAX_BODY_BYTES = 1_000_000
-"""Of a request; the longest recipe takes a tenth of it."""
+_MAX_FILE = "100kb"
+_QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_RUN_HISTORY": "False"}
 
 
 @dataclass(frozen=True)
@@ -32,13 +40,36 @@ class Service:
     """What merges run on, in words."""
 
 
-def build_app(service: Service, site: Site, client: Client | None = None, page: gr.Blocks | None = None) -> FastAPI:
+def build_app(service: Service, page: gr.Blocks | None = None) -> FastAPI:
     """The application, to be served by uvicorn.
 
     Args:
-        service: What the page works with.
-        site: Where it is reached.
-        client: For signing in; None where ``service.sessions`` knows everybody already.
-        page: Instead of the usual page.
+        service: What the page works with; its sessions say how people sign in, and where the server is reached.
+        page: Instead of the form.
     """
-    raise NotImplementedError
+    os.environ.update(_QUIET)  # gradio reads them when it is imported, and when a page is made
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from hubmerge.space.page import LOOK, build
+
+    sessions = service.sessions
+    if isinstance(sessions, Cookies):
+        routes, embedder = SignIn(sessions, service.endpoint).routes(), sessions.client.provider
+    else:
+        routes, embedder = own_machine_routes(sessions.visitor.name), None
+    app = FastAPI(
+        routes=[*routes, Route("/health", _health)],
+        # gradio answers with whatever origin asks, unless the application around it has a policy of its own: none.
+        middleware=[Middleware(Gate, site=sessions.site, embedder=embedder), Middleware(CORSMiddleware)],
+        openapi_url=None,
+    )
+    return gr.mount_gradio_app(
+        app, build(service) if page is None else page, path="/", show_error=False, footer_links=[], run_history=False,
+        ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, max_file_size=_MAX_FILE,
+        **({} if page else LOOK),
+    )  # fmt: skip
+
+
+async def _health(_: Request) -> Response:
+    return JSONResponse({"status": "ok"})

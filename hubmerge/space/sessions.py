@@ -112,17 +112,11 @@ class WithCookies(Protocol):
         """By name."""
 
 
-class Sessions(Protocol):
-    """Knows a request's visitor."""
-
-    def visitor_of(self, request: WithCookies) -> Visitor | None:
-        """Who sent a request; None for somebody who is not signed in."""
-
-
 @dataclass(frozen=True, slots=True)
 class OwnMachine:
     """Everybody who reaches the server is the one whose machine it is."""
 
+    site: Site
     visitor: Visitor
 
     def visitor_of(self, request: WithCookies) -> Visitor | None:
@@ -142,6 +136,7 @@ class Cookies:
     """
 
     def __init__(self, client: Client, site: Site, endpoint: str | None) -> None:
+        self.client, self.site = client, site
         self._fernet = Fernet(base64.urlsafe_b64encode(client.key(_PURPOSE)))
         self._endpoint = endpoint
         # Browsers take a cookie called so only from this very host, by https.
@@ -186,3 +181,7 @@ class Cookies:
     def end(self, response: Response) -> None:
         """Let the sender of the next requests be nobody."""
         response.delete_cookie(self.name, **self._kind)
+
+
+Sessions = Cookies | OwnMachine
+"""Either knows a request's visitor: ``visitor_of(request)``."""

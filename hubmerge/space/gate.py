@@ -1,0 +1,129 @@
+"""What every request passes first: where it comes from, how large it is, and what browsers may do with the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, Response
+
+from hubmerge.space.sessions import Site
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MAX_BODY_BYTES = 1_000_000
+"""Of a request; the longest recipe takes a tenth of it."""
+BODY_TIMEOUT_S = 30.0
+"""Between two pieces of a request's body."""
+_SAFE = ("GET", "HEAD")
+_UNUSED = tuple(
+    f"/gradio_api/{name}" for name in ("upload", "proxy=", "stream", "deep_link", "run-history", "component_server")
+)
+"""What gradio offers and the page has no use for: files from visitors, and requests to other hosts."""
+_CONTENT = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors {}"
+)
+"""Nothing is fetched from elsewhere, whatever a model's card names. gradio needs the two exceptions for scripts."""
+
+
+class _RefusedError(Exception):
+    """A body that is too large or does not come."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.response = PlainTextResponse(text, status)
+
+
+class Gate:
+    """An ASGI application around another one.
+
+    The cookie of a page that is shown in a frame comes along with requests that other sites make. They are told by
+    their ``Origin``, which browsers always send with what changes something. On one's own machine there is no cookie,
+    and any name can be made to lead there: ``Host`` is checked, too.
+
+    Args:
+        app: What is guarded.
+        site: Where the server is reached.
+        embedder: Origin of pages that may show it in a frame.
+    """
+
+    def __init__(self, app: Any, site: Site, embedder: str | None = None) -> None:
+        self._app, self._site = app, site
+        ancestors = " ".join(["'self'", *([embedder] if embedder else [])])
+        self._headers = {
+            "content-security-policy": _CONTENT.format(ancestors),
+            # Not "no-referrer", with which browsers hide the Origin of forms from the server itself.
+            "referrer-policy": "same-origin",
+            "x-content-type-options": "nosniff",
+        }
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer, or let another answer."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        started = False
+
+        async def guarded_send(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        refusal = self._refusal(scope)
+        try:
+            if refusal is None:
+                await self._app(scope, _limited(receive), guarded_send)
+        except _RefusedError as error:
+            if started:
+                raise
+            refusal = error.response
+        if refusal is not None:
+            await refusal(scope, receive, guarded_send)
+
+    def _refusal(self, scope: MutableMapping[str, Any]) -> Response | None:
+        headers = Headers(scope=scope)
+        if not self._site.secure and headers.get("host") not in self._site.hosts:
+            return PlainTextResponse(f"This is {self._site.url}, and reached under no other name.", 421)
+        if scope["path"].startswith(_UNUSED):
+            return PlainTextResponse("Not here.", 404)
+        if scope["method"] in _SAFE:
+            return None
+        if headers.get("origin") not in self._site.origins:
+            return PlainTextResponse("Requests from other sites are not taken.", 403)
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            return PlainTextResponse(f"At most {MAX_BODY_BYTES:,} bytes are taken.", 413)
+        return None
+
+
+def _limited(receive: Receive) -> Receive:
+    size, more = 0, True
+
+    async def limited_receive() -> Message:
+        nonlocal size, more
+        if not more:
+            return await receive()  # which waits for the visitor to go away
+        try:
+            message = await asyncio.wait_for(receive(), BODY_TIMEOUT_S)
+        except TimeoutError:
+            raise _RefusedError(408, "The rest of the request did not come.") from None
+        size += len(message.get("body", b""))
+        more = bool(message.get("more_body", False))
+        if size > MAX_BODY_BYTES:
+            raise _RefusedError(413, f"At most {MAX_BODY_BYTES:,} bytes are taken.")
+        return message
+
+    return limited_receive
