@@ -19,7 +19,7 @@ def command() -> None:
     """The web form: models are chosen, planned and merged in a browser."""
 
 
-@command.command("serve")
+@command.command("serve", context_settings={"auto_envvar_prefix": "HUBMERGE_SPACE"})
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=7860, show_default=True, type=click.IntRange(0, 65535),
               help="Port; 0 takes a free one.")
@@ -41,7 +41,8 @@ def serve(
 ) -> None:  # fmt: skip
     """Serve the form until interrupted; prints its address.
 
-    On your own machine it works with your token. For others, people sign in with their own: docs/space.md.
+    On your own machine it works with your token. For others, people sign in with their own: docs/space.md. Every
+    option can be given as a variable, too: HUBMERGE_SPACE_MAX_MEMORY is --max-memory.
     """
     from hubmerge.space.safety import Limits
 
@@ -68,6 +69,35 @@ def serve(
         _output.note(f"jobs are written down in {data}; stop with Ctrl-C")
 
     serving.serve(host=host, port=port, data=data, limits=limits, ready=ready)
+
+
+@command.command("deploy")
+@click.option("--to", "repo", required=True, metavar="OWNER/NAME", help="The Space; it is made if it is not there.")
+@click.option("--private/--public", "private", default=None, help="Who sees it.  [default: as it is; a new one private]")
+@click.option("--hardware", metavar="NAME", help="Machine to run on.  [default: as it is; a new one cpu-basic]")
+@click.option("--title", default="hubmerge", show_default=True, help="Title of the Space.")
+@click.option("--scope", "scopes", multiple=True, type=click.Choice(["read-repos", "write-repos"]),
+              help="Ask visitors for more: to merge their private models, to publish to repositories they have; repeat.")
+@click.option("--wheel", type=FILE, help="A wheel of hubmerge to run.  [default: this version, of the package index]")
+@click.option("--dry-run", is_flag=True, help="Show the files, and send nothing.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def deploy(
+    repo: str, private: bool | None, hardware: str | None, title: str, scopes: tuple[str, ...], wheel: Path | None,
+    dry_run: bool, debug: bool,
+) -> None:  # fmt: skip
+    """Make a Space of the form, or bring it up to date, with one commit; docs/space.md has the rest."""
+    from hubmerge.hub import Hub
+    from hubmerge.space import deploy as deploying
+
+    choices = deploying.Choices(repo, title, private, hardware, wheel, tuple(dict.fromkeys(scopes)))
+    if dry_run:
+        for name, content in deploying.render(choices).items():
+            shown = f"({_output.size(len(content))})\n" if name.endswith(".whl") else content.decode()
+            _output.data(f"==> {name} <==\n{shown}")
+        return
+    deployed = deploying.deploy(choices, Hub())
+    _output.data(deployed.url)
+    _output.note(deploying.next_steps(choices, deployed))
 
 
 def _size(flag: str, text: str) -> int:

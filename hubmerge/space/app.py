@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -51,8 +51,6 @@ def build_app(service: Service, page: gr.Blocks | None = None) -> FastAPI:
     import gradio as gr
     from fastapi import FastAPI
 
-    from hubmerge.space.page import LOOK, build
-
     sessions = service.sessions
     if isinstance(sessions, Cookies):
         routes, embedder = SignIn(sessions, service.endpoint).routes(), sessions.client.provider
@@ -64,10 +62,14 @@ def build_app(service: Service, page: gr.Blocks | None = None) -> FastAPI:
         middleware=[Middleware(Gate, site=sessions.site, embedder=embedder), Middleware(CORSMiddleware)],
         openapi_url=None,
     )
+    look: dict[str, Any] = {}
+    if page is None:
+        from hubmerge.space.page import LOOK, build
+
+        page, look = build(service), LOOK
     return gr.mount_gradio_app(
-        app, build(service) if page is None else page, path="/", show_error=False, footer_links=[], run_history=False,
-        ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, max_file_size=_MAX_FILE,
-        **({} if page else LOOK),
+        app, page, path="/", show_error=False, footer_links=[], run_history=False, ssr_mode=False,
+        enable_monitoring=False, pwa=False, mcp_server=False, max_file_size=_MAX_FILE, **look,
     )  # fmt: skip
 
 

@@ -57,11 +57,12 @@ def serve(
     environment = os.environ if environment is None else environment
     with _locked(data), contextlib.closing(_listen(host, port)) as sock:
         site = Site.of(environment, host, sock.getsockname()[1])
-        sessions = sessions_of(environment, site, host)
+        endpoint = Hub().endpoint  # jobs have another environment, and must not take another Hub
+        sessions = sessions_of(environment, site, host, endpoint)
         with contextlib.closing(JobTable(data / "jobs.db")) as table, Runner(table, data, limits) as runner:
-            service = Service(runner, limits, sessions, None, _machine(limits))
+            service = Service(runner, limits, sessions, endpoint, _machine(limits))
             server = _Server(uvicorn.Config(
-                build_app(service), log_config=_log_config(), ws="none", server_header=False,
+                build_app(service), log_config=log_config(), ws="none", server_header=False,
                 # Behind the proxy of a Space, which says by what scheme visitors come.
                 proxy_headers=site.secure, forwarded_allow_ips="*" if site.secure else None,
                 limit_concurrency=CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=GRACE_S,
@@ -70,7 +71,7 @@ def serve(
             server.run(sockets=[sock])
 
 
-def sessions_of(environment: Mapping[str, str], site: Site, host: str) -> Sessions:
+def sessions_of(environment: Mapping[str, str], site: Site, host: str, endpoint: str) -> Sessions:
     """How visitors are known: by signing in, if that is set up; else only where no stranger can come.
 
     Raises:
@@ -79,19 +80,19 @@ def sessions_of(environment: Mapping[str, str], site: Site, host: str) -> Sessio
     """
     client = Client.of(environment)
     if client is not None:
-        return Cookies(client, site, None)
+        return Cookies(client, site, endpoint)
     if site.secure or not is_loopback(host):
         raise UsageError(
             "nobody could sign in here, and everybody would use the token of this machine",
             hint="Set hf_oauth: true in the Space's README.md, or the OAUTH_… variables, or listen on 127.0.0.1.",
         )
-    token = Hub().token()
+    token = Hub(endpoint).token()
     if token is None:
         raise AccessError(
             "there is no token, and nothing can be merged without one",
             hint="Log in with `hf auth login`, or set HF_TOKEN.",
         )
-    return OwnMachine(site, sign_in(token))
+    return OwnMachine(site, sign_in(token, endpoint))
 
 
 class _Server(uvicorn.Server):
@@ -167,9 +168,9 @@ class WithoutQuery(logging.Filter):
         return True
 
 
-def _log_config() -> dict[str, Any]:
+def log_config() -> dict[str, Any]:
+    """uvicorn's log, on stderr."""
     config = copy.deepcopy(LOGGING_CONFIG)
     config["filters"] = {"without query": {"()": WithoutQuery}}
     config["handlers"]["access"] |= {"filters": ["without query"], "stream": "ext://sys.stderr"}
-    config["loggers"]["hubmerge"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
     return config

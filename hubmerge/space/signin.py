@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 from authlib.integrations.base_client import MismatchingStateError, OAuthError
 from authlib.integrations.starlette_client import OAuth
+from joserfc.errors import JoseError
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.sessions import SessionMiddleware
@@ -71,7 +72,7 @@ class SignIn:
         request.session["next"] = own_path(request.query_params.get("next"))
         try:
             sent: Response = await self._hub.authorize_redirect(request, self._site.url + CALLBACK)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             return self._failed(error)
         sent.headers["cache-control"] = "no-store"
         return sent
@@ -80,18 +81,19 @@ class SignIn:
         goal = own_path(request.session.pop("next", None))
         try:
             token = await self._hub.authorize_access_token(request)
-            visitor = await run_in_threadpool(sign_in, token["access_token"], self._endpoint)
+            secret = token.get("access_token")
+            visitor = await run_in_threadpool(sign_in, secret, self._endpoint)
             answer = RedirectResponse(goal, 303, {"cache-control": "no-store"})
             self._cookies.begin(answer, visitor, _end_of(token))
         except MismatchingStateError:
             text = "This sign-in was begun in another browser, or too long ago. Begin it again."
             return notice("You are not signed in", text, status=400, **_AGAIN)
-        except OAuthError as error:
+        except (OAuthError, JoseError) as error:
             return self._refused(str(error.error))
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             return self._failed(error)
         except HubMergeError as error:
-            text = scrub(f"{error.message}. {error.hint}", token["access_token"])
+            text = scrub(f"{error.message}. {error.hint}", secret)
             return notice("You are not signed in", text, status=502, **_AGAIN)
         return answer
 
@@ -104,7 +106,7 @@ class SignIn:
         text = "The Hub refused the sign-in. Begin it again; if that does not help, tell whoever runs this page."
         return notice("You are not signed in", text, status=400, **_AGAIN)
 
-    def _failed(self, error: httpx.HTTPError) -> Response:
+    def _failed(self, error: httpx2.HTTPError) -> Response:
         log.warning("the Hub could not be reached to sign somebody in: %s", type(error).__name__)
         text = f"{self._client.provider} could not be reached. Try again in a while."
         return notice("You are not signed in", text, status=502, **_AGAIN)
