@@ -32,14 +32,6 @@ _CONTENT = (
 """Nothing is fetched from elsewhere, whatever a model's card names. gradio needs the two exceptions for scripts."""
 
 
-class _RefusedError(Exception):
-    """A body that is too large or does not come."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.response = PlainTextResponse(text, status)
-
-
 class Gate:
     """An ASGI application around another one.
 
@@ -71,27 +63,31 @@ class Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        started = False
+        body, started = _Body(receive), False
 
-        async def guarded_send(message: Message) -> None:
-            nonlocal started
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     headers.setdefault(name, value)
             await send(message)
 
+        async def guarded_send(message: Message) -> None:
+            nonlocal started
+            if body.refusal is None or started:  # else it is what the application makes of half a body
+                started = True
+                await send_with_headers(message)
+
         refusal = self._refusal(scope)
-        try:
-            if refusal is None:
-                await self._app(scope, _limited(receive), guarded_send)
-        except _RefusedError as error:
-            if started:
-                raise
-            refusal = error.response
+        if refusal is None:
+            try:
+                await self._app(scope, body.receive, guarded_send)
+            except _HalfError:
+                if started:
+                    raise
+            refusal = None if started else body.refusal
         if refusal is not None:
-            await refusal(scope, receive, guarded_send)
+            await refusal(scope, receive, send_with_headers)
 
     def _refusal(self, scope: MutableMapping[str, Any]) -> Response | None:
         headers = Headers(scope=scope)
@@ -109,21 +105,31 @@ class Gate:
         return None
 
 
-def _limited(receive: Receive) -> Receive:
-    size, more = 0, True
+class _HalfError(Exception):
+    """The rest of a body is not taken."""
 
-    async def limited_receive() -> Message:
-        nonlocal size, more
-        if not more:
-            return await receive()  # which waits for the visitor to go away
+
+class _Body:
+    """A request's body as it comes in, as long as that is neither too much nor too slow."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._size, self._more = receive, 0, True
+        self.refusal: Response | None = None
+
+    async def receive(self) -> Message:
+        """The next message."""
+        if not self._more:
+            return await self._receive()  # which waits for the visitor to go away
         try:
-            message = await asyncio.wait_for(receive(), BODY_TIMEOUT_S)
+            message = await asyncio.wait_for(self._receive(), BODY_TIMEOUT_S)
         except TimeoutError:
-            raise _RefusedError(408, "The rest of the request did not come.") from None
-        size += len(message.get("body", b""))
-        more = bool(message.get("more_body", False))
-        if size > MAX_BODY_BYTES:
-            raise _RefusedError(413, f"At most {MAX_BODY_BYTES:,} bytes are taken.")
+            raise self._refused(408, "The rest of the request did not come.") from None
+        self._size += len(message.get("body", b""))
+        self._more = bool(message.get("more_body", False))
+        if self._size > MAX_BODY_BYTES:
+            raise self._refused(413, f"At most {MAX_BODY_BYTES:,} bytes are taken.")
         return message
 
-    return limited_receive
+    def _refused(self, status: int, text: str) -> _HalfError:
+        self.refusal = PlainTextResponse(text, status, {"connection": "close"})
+        return _HalfError(text)

@@ -9,8 +9,6 @@ from starlette.responses import HTMLResponse
 
 from hubmerge.templating import template_folder
 
-_CONTENT = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'self'; frame-ancestors {}"
-
 
 @cache
 def _environment() -> Environment:
@@ -20,7 +18,9 @@ def _environment() -> Environment:
     )  # fmt: skip
 
 
-def notice(title: str, text: str, *, status: int = 200, link: str = "/", name: str = "", post: bool = False) -> HTMLResponse:
+def notice(
+    title: str, text: str, *, status: int = 200, link: str = "/", name: str = "", post: bool = False
+) -> HTMLResponse:
     """A page.
 
     Args:
@@ -33,5 +33,4 @@ def notice(title: str, text: str, *, status: int = 200, link: str = "/", name: s
     """
     page = _environment().get_template("notice.html.jinja")
     values = {"title": title, "text": text, "link": link, "name": name or "Back to the form", "post": post}
-    headers = {"content-security-policy": _CONTENT.format("'self'"), "cache-control": "no-store"}
-    return HTMLResponse(page.render(values), status, headers)
+    return HTMLResponse(page.render(values), status, {"cache-control": "no-store"})

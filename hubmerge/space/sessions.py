@@ -63,8 +63,8 @@ class Site:
                 f"the server would listen on {host}, and under what name it is reached is not said",
                 hint="Set SPACE_HOST to the name behind https://, or listen on 127.0.0.1.",
             )
-        shown = f"[{host}]" if ":" in host else host
-        return cls(tuple(dict.fromkeys(f"http://{name}:{port}" for name in (shown, "127.0.0.1", "localhost", "[::1]"))))
+        shown, at = f"[{host}]" if ":" in host else host, "" if port == 80 else f":{port}"
+        return cls(tuple(dict.fromkeys(f"http://{name}{at}" for name in (shown, "127.0.0.1", "localhost", "[::1]"))))
 
 
 def is_loopback(host: str) -> bool:

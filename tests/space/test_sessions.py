@@ -151,8 +151,8 @@ def test_keys_differ_by_purpose_and_secret():
 def test_where_a_server_is_reached():
     assert HERE.origins == ("http://127.0.0.1:7860", "http://localhost:7860", "http://[::1]:7860")
     assert HERE.hosts == ("127.0.0.1:7860", "localhost:7860", "[::1]:7860")
-    assert Site.of({}, "::1", 80).url == "http://[::1]:80"
-    assert Site.of({}, "localhost", 80).url == "http://localhost:80"
+    assert Site.of({}, "::1", 80).url == "http://[::1]"
+    assert Site.of({}, "localhost", 81).url == "http://localhost:81"
     assert not HERE.secure
     assert SPACE.origins == ("https://ann-merge.hf.space",)
     assert SPACE.secure
