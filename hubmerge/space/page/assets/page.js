@@ -1,0 +1,73 @@
+// What gradio leaves to be done: names and live regions for screen readers, pauses in typing, copying, downloading.
+window.hubmerge = (() => {
+  const PAUSE_MS = 900;
+  const TYPED = "textarea, input[type=number], input[type=text]:not([role=combobox])";
+  let waiting = 0;
+  let count = 0;
+
+  const idOf = (element) => (element.id ||= `hm-${++count}`);
+
+  function nameFields(root) {
+    for (const title of root.querySelectorAll("[data-testid=block-info]")) {
+      const block = title.closest(".block");
+      if (!block) continue;
+      const name = title.textContent.trim();
+      const info = block.querySelector("[data-testid=block-info] + *:not(.wrap):not(.input-container)");
+      if (block.tagName === "FIELDSET") block.setAttribute("aria-labelledby", idOf(title));
+      for (const field of block.querySelectorAll("textarea, input:not([type=radio]):not([type=checkbox])")) {
+        const number = field.type === "number" && block.querySelector("input[type=range]");
+        field.setAttribute("aria-label", number ? `${name} (number)` : name);
+        if (info && info.textContent.trim()) field.setAttribute("aria-describedby", idOf(info));
+      }
+    }
+  }
+
+  function tidy() {
+    waiting = 0;
+    nameFields(document);
+    for (const region of document.querySelectorAll(".hm-live:not([role])")) {
+      region.setAttribute("role", "status");
+      region.setAttribute("aria-live", "polite");
+    }
+    if (window.self !== window.top) {
+      // A page of the Hub's that shows this one in a frame may not be signed in to from within it.
+      for (const link of document.querySelectorAll("a.hm-sign-in")) link.target = "_blank";
+    }
+  }
+
+  function later() {
+    waiting ||= requestAnimationFrame(tidy);
+  }
+
+  const pauses = new WeakMap();
+  document.addEventListener("input", (event) => {
+    const field = event.target;
+    if (!(field instanceof HTMLElement) || !field.matches(TYPED)) return;
+    clearTimeout(pauses.get(field));
+    // A pause in typing counts as leaving the field: the recipe and the plan follow.
+    pauses.set(field, setTimeout(() => {
+      if (document.activeElement === field) field.dispatchEvent(new FocusEvent("blur"));
+    }, PAUSE_MS));
+  });
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target instanceof Element && event.target.closest("[data-copy]");
+    if (!button) return;
+    const code = button.closest(".hm-take").querySelector("code").textContent;
+    await navigator.clipboard.writeText(code);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  });
+
+  function download(name, text) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text || ""], { type: "application/yaml" }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  new MutationObserver(later).observe(document.documentElement, { childList: true, subtree: true });
+  later();
+  return { download };
+})();

@@ -1,0 +1,91 @@
+"""What the page's sections share: who asks, how events are run, and small pieces of layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from hubmerge.errors import AccessError
+from hubmerge.space.form import WEIGHT, Control
+from hubmerge.space.page import text
+from hubmerge.space.page.draft import label_of
+
+if TYPE_CHECKING:
+    from hubmerge.space.app import Service
+    from hubmerge.space.visitors import Visitor
+
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""Of every event: it is the page's own, and says in words what it does."""
+FORM: dict[str, Any] = {**QUIET, "concurrency_id": "form", "concurrency_limit": 1}
+"""Changes of the form are made one after the other, in the order in which they came: none is lost. They are quick."""
+PLANNING: dict[str, Any] = {**QUIET, "concurrency_id": "planning", "concurrency_limit": 4}
+"""Plans of all visitors that are made at a time."""
+HUB: dict[str, Any] = {**QUIET, "concurrency_id": "hub", "concurrency_limit": 8}
+"""What waits for the Hub."""
+TABLE: dict[str, Any] = {**QUIET, "concurrency_id": "table", "concurrency_limit": 8}
+"""What looks into the job table only."""
+MODEL_SETTING = "Empty: as for all models."
+
+
+def visitor_of(service: Service, request: gr.Request) -> Visitor:
+    """Who asks.
+
+    Raises:
+        AccessError: Nobody is signed in.
+    """
+    visitor = service.sessions.visitor_of(request)
+    if visitor is None:
+        raise AccessError("Sign in first", hint="The link is at the top of this page.")
+    return visitor
+
+
+def heading(words: str, level: int = 2) -> gr.HTML:
+    """A heading of the page."""
+    return gr.HTML(text.html("heading", words=words, level=level))
+
+
+def lines(words: str) -> gr.HTML:
+    """A sentence or two beneath a heading."""
+    return gr.HTML(text.html("lines", words=words))
+
+
+def live(first: str = "") -> gr.HTML:
+    """Where messages appear; screen readers read them out."""
+    return gr.HTML(first, elem_classes="hm-live")
+
+
+def widget(control: Control, value: Any, number: int | None = None) -> Any:
+    """The gradio component of a control; of one model, it may be left empty."""
+    label, own = label_of(control, number), number is not None and control is not WEIGHT
+    shown = control.default if value is None and not own else value
+    info = MODEL_SETTING if own else control.help
+    if control.widget == "choice":
+        choices = [("as for all models", "")] if own else []
+        choices += [(c, c) for c in control.choices]
+        return gr.Dropdown(choices, value=choices[0][1] if shown is None else shown, label=label, info=info)
+    if control.widget == "switch":
+        return gr.Checkbox(bool(shown), label=label, info=info)
+    if control.widget == "text":
+        return gr.Textbox("" if shown is None else str(shown), label=label, info=info, max_lines=1)
+    if control.widget == "slider" and not own:
+        return gr.Slider(
+            control.minimum or 0.0, control.maximum or 1.0, value=shown, step=control.step, label=label, info=info
+        )
+    return gr.Number(
+        value=shown, label=label, info=info, step=control.step or 0.1, precision=0 if control.whole else None
+    )
+
+
+def edits(components: Sequence[Any]) -> list[Any]:
+    """The events by which a visitor has set something: text when it is left, or after a pause (see ``page.js``)."""
+    found: list[Any] = []
+    for one in components:
+        if isinstance(one, gr.Textbox | gr.Number):
+            found += [one.blur, one.submit]
+        elif isinstance(one, gr.Slider):
+            found.append(one.change)
+        else:
+            found.append(one.input)
+    return found

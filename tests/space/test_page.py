@@ -1,0 +1,293 @@
+"""The page's parts that are plain data: drafts and their recipes, what is said of plans, jobs and bundles, HTML."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from hubmerge.errors import UsageError
+from hubmerge.recipe import Recipe
+from hubmerge.space.form import forms
+from hubmerge.space.jobs import Job
+from hubmerge.space.orders import Order
+from hubmerge.space.page import text
+from hubmerge.space.page.bundles import facts_text, order_to_add, order_to_remove, order_to_retrieve
+from hubmerge.space.page.draft import (
+    new_draft,
+    recipe_text,
+    repo_named,
+    with_base,
+    with_method,
+    with_model,
+    with_models,
+    with_result,
+    with_values,
+    without_model,
+)
+from hubmerge.space.page.jobs import job_title, shown_jobs, what_applies
+from hubmerge.space.page.planning import facts_of, preview_of, status_of, target_of
+from hubmerge.space.page.ways import check_planned, cost, flags, take_away, why_not_here
+
+HOSTILE = '<script>alert("x")</script>\u202eevil\'"&'
+PLAN: dict[str, Any] = {
+    "ok": True, "kind": "merge", "method": "linear", "parameters": "scale=1.0", "read": "1 GB", "write": "2 GB",
+    "memory": "3 GB", "time": "about 2 min", "shards": 3, "staged": 1, "fits_here": True, "why_not": "",
+    "verdict": "allowed", "headline": "apache-2.0; may be published, with no duties", "reasons": [], "duties": [],
+    "left_to_you": [], "problems": [], "card": "---\nlicense: mit\n---\n# Title\n\n![x](y)\n",
+    "sources": [
+        {"role": "base", "name": "base", "repo": "org/base", "commit": "0" * 40, "adapter": False, "license": None}
+    ],
+    "of": ["recipe", "ann/x"],
+}  # fmt: skip
+ORDER = Order("merge", "ann/merged").dumps()
+JOB = Job(
+    id="k", owner="ann", kind="merge", target="ann/merged", recipe="", asked=ORDER, state="running", stage="merging",
+    shards_done=3, shards_total=7, bytes_done=30, bytes_total=100, message="", url="", commit_id="", created=0.0,
+    started=1.0, ended=None,
+)  # fmt: skip
+
+
+class Tags(HTMLParser):
+    """The tags and the text of a piece of HTML."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+
+# --- drafts -----------------------------------------------------------------------------------------------------
+
+
+def two_models() -> dict[str, Any]:
+    draft = with_base(new_draft(), " org/base ")
+    return with_model(with_model(draft, "org/a", 16), "org/b", 16)
+
+
+def test_a_draft_writes_the_recipe_that_it_stands_for() -> None:
+    draft = with_method(two_models(), "ties")
+    draft = with_models(draft, [(1, "weight"), (1, "density"), (2, "name")], [0.7, None, "second"])
+    draft = with_values(draft, ["density", "scale"], [0.4, 1.0])
+    draft = with_result(draft, ["A title", "float16", 7, "mit"])
+    recipe = Recipe.loads(recipe_text(draft)).normalized()
+    assert (recipe["method"], recipe["base"], recipe["dtype"], recipe["seed"]) == ("ties", "org/base", "float16", 0)
+    assert [(m["name"], m["parameters"]) for m in recipe["models"]] == [("a", {"weight": 0.7}), ("second", {})]
+    assert recipe["parameters"]["density"] == 0.4
+    assert (recipe["card"]["title"], recipe["card"]["license"]) == ("A title", "mit")
+
+
+def test_an_empty_form_writes_nothing_and_an_unfinished_one_what_it_has() -> None:
+    assert recipe_text(new_draft()) == ""
+    unfinished = with_base(new_draft("slerp"), "org/base")
+    assert recipe_text(unfinished) == "method: slerp\nbase: org/base\nmodels: []\n"
+
+
+@pytest.mark.parametrize("name", [f.name for f in forms()])
+def test_every_method_takes_a_draft_as_it_is(name: str) -> None:
+    draft = with_method(two_models(), name)
+    if name == "slerp":
+        draft = without_model(draft, 2)
+    written = Recipe.loads(recipe_text(with_result(draft, ["", "bfloat16", 3, ""])))
+    form = next(f for f in forms() if f.name == name)
+    assert written.seed == (3 if form.draws else 0)
+    assert written.dtype == (None if form.kind == "codec" else "bfloat16")
+    assert written.output.format == ("bundle" if form.kind == "codec" else "full")
+
+
+def test_which_methods_draw() -> None:
+    assert {f.name for f in forms() if f.draws} == {"dare_linear", "dare_ties", "superposition"}
+
+
+def test_another_method_keeps_what_both_have() -> None:
+    draft = with_values(with_method(two_models(), "dare_ties"), ["density", "trim_after", "rule"], [0.3, True, "exact"])
+    draft = with_models(draft, [(1, "weight"), (1, "density")], [0.5, 0.9])
+    changed = with_method(draft, "task_arithmetic")
+    assert changed["values"] == {}
+    assert changed["models"][0]["values"] == {"weight": 0.5}
+    assert draft["values"]["density"] == 0.3
+
+
+def test_models_come_and_go() -> None:
+    draft = two_models()
+    assert [m["repo"] for m in without_model(draft, 1)["models"]] == ["org/b"]
+    assert with_model(without_model(draft, 2), "org/c", 2)["models"][1]["key"] == 3
+    with pytest.raises(UsageError, match="no more"):
+        with_model(draft, "org/c", 2)
+    assert with_models(draft, [(9, "repo")], ["org/gone"]) == draft
+
+
+@pytest.mark.parametrize(("seed", "said"), [("much", "no whole number"), ({}, "no whole number")])
+def test_a_seed_is_a_whole_number(seed: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        recipe_text(with_result(with_method(two_models(), "dare_ties"), ["", "", seed, ""]))
+
+
+def test_the_repository_that_is_meant() -> None:
+    assert repo_named("org/a", "org/b") == "org/a"
+    assert repo_named(None, " org/b@main ") == "org/b@main"
+    for wrong in ("", "words", "/etc/passwd", "../x/y", "https://host/a", "org/a b", "a/b/c"):
+        with pytest.raises(UsageError):
+            repo_named(None, wrong)
+
+
+# --- plans ------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_in_words() -> None:
+    assert "Planned: fits here, about 2 min." in Tags(status_of(PLAN)).text
+    large = {**PLAN, "fits_here": False, "why_not": "this reads 9 TB; at most 1 TB are given here"}
+    assert "does not fit here: this reads 9 TB" in Tags(status_of(large)).text
+    assert "this reads 9 TB" in why_not_here(large, "two cores")
+    wrong = {"ok": False, "error": "no such model", "hint": "look again"}
+    assert Tags(status_of(wrong)).text == "! cannot run: no such model look again"
+    assert facts_of(wrong) == ""
+    shown = Tags(facts_of(PLAN))
+    assert "of which 1 already staged" in shown.text
+    assert "none stated" in shown.text
+
+
+def test_the_card_stands_in_the_page_below_its_headings() -> None:
+    assert preview_of(PLAN) == "```yaml\nlicense: mit\n```\n\n\n#### Title\n\n[x](y)\n".replace("\n\n\n", "\n\n")
+    assert "preview" in preview_of({})
+
+
+def test_only_what_was_planned_is_started() -> None:
+    assert check_planned(PLAN, "recipe", " ann/x ", risk=False) == "ann/x"
+    blocked = {**PLAN, "verdict": "blocked"}
+    assert check_planned(blocked, "recipe", "ann/x", risk=True) == "ann/x"
+    for plan, recipe, target, said in (
+        (PLAN, "another", "ann/x", "not planned"),
+        (PLAN, "recipe", "ann/", "not said"),
+        (PLAN, "recipe", "../x", "no repository"),
+        ({**PLAN, "ok": False}, "recipe", "ann/x", "cannot run"),
+        (blocked, "recipe", "ann/x", "licences do not allow"),
+        ({}, "recipe", "ann/x", "not planned"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            check_planned(plan, recipe, target, risk=False)
+
+
+def test_targets() -> None:
+    assert (target_of("ann/"), target_of(None), target_of(" ann/x ")) == ("", "", "ann/x")
+    with pytest.raises(UsageError):
+        target_of("$(rm -rf)/x")
+
+
+def test_commands_to_take_away_are_quoted() -> None:
+    shown = Tags(take_away(PLAN, "ann/x", flags(public=True, create_pr=True, risk=False)))
+    assert "hubmerge push merge.yaml --to ann/x --public --pr" in shown.text
+    assert "-f repo_id=ann/x -f mode=push -f flags='--public --pr'" in shown.text
+    hostile = Tags(take_away(PLAN, "a'; rm -rf ~; '", ()))
+    assert "--to 'a'\"'\"'; rm -rf ~; '\"'\"''" in hostile.text
+    bundle = Tags(take_away({**PLAN, "kind": "bundle"}, "ann/x", ("--public", "--pr"))).text
+    assert "hubmerge bundle create merge.yaml --to ann/x --public" in bundle
+    assert "gh workflow" not in bundle
+
+
+def test_the_most_that_a_job_costs() -> None:
+    offered = [{"name": "cpu", "usd_per_hour": 1.5}]
+    assert "At most $2.25: 90 minutes on cpu." in Tags(cost(offered, "cpu", 90)).text
+    for name, minutes in (("gpu", 90), ("cpu", 0), ("cpu", None), ("cpu", "90"), ("cpu", 1e9)):
+        assert "Choose a machine" in cost(offered, name, minutes)
+
+
+# --- jobs and bundles -------------------------------------------------------------------------------------------
+
+
+def test_jobs_in_words() -> None:
+    waiting = replace(JOB, id="w", state="queued", shards_total=0)
+    done = replace(JOB, id="d", state="done", url="http://127.0.0.1/ann/merged", commit_id="c" * 40)
+    shown = shown_jobs([waiting, JOB, done], {"w": 2}, "k")
+    assert (shown["chosen"], shown["tab"], shown["active"]) == ("k", "Jobs (2)", True)
+    assert [key for _, key in shown["choices"]] == ["w", "k", "d"]
+    under_way, over = Tags(shown["under_way"]), Tags(shown["over"])
+    assert "Waiting, 2 jobs before it" in under_way.text
+    assert "Running, 3 of 7 shards" in under_way.text
+    progress = [attributes for tag, attributes in under_way.tags if tag == "progress"]
+    assert [(p["value"], p["aria-label"]) for p in progress] == [("30", "Progress of Merge: ann/merged")]
+    assert [a["href"] for tag, a in over.tags if tag == "a"] == ["http://127.0.0.1/ann/merged"]
+    assert shown_jobs([done], {}, "gone")["chosen"] == "d"
+    assert shown_jobs([], {}, "")["tab"] == "Jobs"
+
+
+def test_what_a_job_does_is_said_in_words() -> None:
+    for order, words in (
+        (Order("merge", "ann/x"), "Merge: ann/x"),
+        (Order("bundle create", "ann/x"), "New bundle: ann/x"),
+        (Order("bundle add", "ann/x", model="org/a", task="t"), "Add a task: t to ann/x"),
+        (Order("bundle add", "ann/x", model="org/a"), "Add a task: org/a to ann/x"),
+        (Order("bundle remove", "ann/x", task="t"), "Remove a task: t from ann/x"),
+        (Order("bundle retrieve", "ann/y", bundle="ann/x", task="t"), "Retrieve a task: ann/y, which is t of ann/x"),
+    ):
+        assert job_title(replace(JOB, kind=order.kind, target=order.target, asked=order.dumps())) == words
+
+
+def test_what_can_be_done_with_a_job() -> None:
+    assert what_applies(None) == [False, False, False]
+    assert what_applies(JOB) == [True, False, False]
+    assert what_applies(replace(JOB, state="interrupted")) == [True, True, False]
+    assert what_applies(replace(JOB, state="failed")) == [False, True, True]
+    assert what_applies(replace(JOB, state="done")) == [False, False, True]
+
+
+def test_orders_about_an_open_bundle() -> None:
+    facts = {"ok": True, "repo": "ann/bundle", "place": "ann/bundle@main"}
+    assert order_to_add(facts, "org/a", "", risk=True) == Order(
+        "bundle add", "ann/bundle", model="org/a", accept_license_risk=True
+    )
+    assert order_to_remove(facts, "a") == Order("bundle remove", "ann/bundle", task="a")
+    assert order_to_retrieve(facts, "a", "ann/y") == Order(
+        "bundle retrieve", "ann/y", bundle="ann/bundle@main", task="a"
+    )
+    for make in (
+        lambda: order_to_add({}, "org/a", "", risk=False),
+        lambda: order_to_add(facts, None, "", risk=False),
+        lambda: order_to_remove(facts, None),
+        lambda: order_to_retrieve(facts, "a", "ann/"),
+    ):
+        with pytest.raises(UsageError):
+            make()
+
+
+def test_whatever_comes_from_elsewhere_is_shown_as_text() -> None:
+    source = {"role": HOSTILE, "name": "", "repo": HOSTILE, "commit": None, "adapter": False, "license": HOSTILE}
+    hint = {"severity": "warning", "message": HOSTILE, "hint": HOSTILE}
+    texts = {"headline": HOSTILE, "reasons": [HOSTILE], "duties": [HOSTILE], "left_to_you": [HOSTILE]}
+    asked = Order("bundle add", "ann/x", task=HOSTILE).dumps()
+    job = replace(JOB, kind="bundle add", asked=asked, target=HOSTILE, message=HOSTILE, stage=HOSTILE, state="done", url="javascript:alert(1)")
+    task = {"name": HOSTILE, "repo": HOSTILE, "kind": HOSTILE, "license": HOSTILE, "own": "", "plain": "", "error": ""}
+    bundle = {
+        "ok": True, "codec": HOSTILE, "base": {"repo": HOSTILE}, "size": "", "comparison": HOSTILE,
+        "headline": HOSTILE, "incremental": True, "tasks": [task],
+    }  # fmt: skip
+    shown = shown_jobs([job], {}, "")
+    for part in (
+        text.note(HOSTILE, HOSTILE, kind="problem"),
+        text.html("header", name=HOSTILE),
+        facts_of({**PLAN, **texts, "sources": [source], "problems": [hint]}),
+        facts_text(bundle),
+        shown["over"],
+        shown["said"],
+        take_away({}, HOSTILE, ()),
+    ):
+        found = Tags(part)
+        assert "script" not in {tag for tag, _ in found.tags}
+        assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
+        assert not any((a.get("href") or "").startswith("javascript") for _, a in found.tags)
+        assert "<script>" in found.text
+        assert "\u202e" not in part
+    assert "\u202e" not in text.plain(HOSTILE)
