@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +42,22 @@ class Service:
     """What merges run on, in words."""
 
 
-def build_app(service: Service, page: gr.Blocks | None = None) -> FastAPI:
+def build_app(service: Service, make_page: Callable[[Service], gr.Blocks] | None = None) -> FastAPI:
     """The application, to be served by uvicorn.
 
     Args:
         service: What the page works with; its sessions say how people sign in, and where the server is reached.
-        page: Instead of the form.
+        make_page: Makes another page than the form.
     """
+
+    async def building() -> FastAPI:
+        return _build(service, make_page)
+
+    # gradio makes an event loop for each of its locks, and closes none, unless one is running.
+    return asyncio.run(building())
+
+
+def _build(service: Service, make_page: Callable[[Service], gr.Blocks] | None) -> FastAPI:
     os.environ.update(_QUIET)  # gradio reads them when it is imported, and when a page is made
     import gradio as gr
     from fastapi import FastAPI
@@ -63,12 +74,12 @@ def build_app(service: Service, page: gr.Blocks | None = None) -> FastAPI:
         openapi_url=None,
     )
     look: dict[str, Any] = {}
-    if page is None:
+    if make_page is None:
         from hubmerge.space.page import LOOK, build
 
-        page, look = build(service), LOOK
+        make_page, look = build, LOOK
     return gr.mount_gradio_app(
-        app, page, path="/", show_error=False, footer_links=[], run_history=False, ssr_mode=False,
+        app, make_page(service), path="/", show_error=False, footer_links=[], run_history=False, ssr_mode=False,
         enable_monitoring=False, pwa=False, mcp_server=False, max_file_size=_MAX_FILE, **look,
     )  # fmt: skip
 

@@ -37,11 +37,11 @@ def settings_of(hub: Any, app: OAuthApp = APP) -> dict[str, str]:
     }  # fmt: skip
 
 
-def page_of(sessions: Sessions) -> gr.Blocks:
+def page_of(service: Service) -> gr.Blocks:
     """A page with one button, which tells who pressed it."""
 
     def who(request: gr.Request) -> str:
-        visitor = sessions.visitor_of(request)
+        visitor = service.sessions.visitor_of(request)
         return visitor.name if visitor else "nobody"
 
     with gr.Blocks() as page:
@@ -78,7 +78,7 @@ def opened(hub: LocalHub, tmp: Path, make: Callable[[Site], Sessions] | None = N
         stack.callback(table.close)
         runner = stack.enter_context(Runner(table, tmp, SMALL))
         door = Door(site.url, hub)
-        app = build_app(Service(runner, SMALL, sessions, hub.endpoint, "this machine"), page=page_of(sessions))
+        app = build_app(Service(runner, SMALL, sessions, hub.endpoint, "this machine"), page_of)
         server = serving._Server(uvicorn.Config(app, log_config=_logged_to(door.log), ws="none"))
         ready = threading.Event()
         server.when_started = ready.set
