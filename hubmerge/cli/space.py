@@ -21,10 +21,16 @@ def command() -> None:
 
 @command.command("serve", context_settings={"auto_envvar_prefix": "HUBMERGE_SPACE"})
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=7860, show_default=True, type=click.IntRange(0, 65535),
-              help="Port; 0 takes a free one.")
-@click.option("--data", default=Path("space-data"), show_default=True, type=click.Path(path_type=Path, file_okay=False),
-              help="Folder of the job table and of what jobs write to the disk.")
+@click.option(
+    "--port", default=7860, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
+)
+@click.option(
+    "--data",
+    default=Path("space-data"),
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the job table and of what jobs write to the disk.",
+)
 @click.option("--workers", type=click.IntRange(1, 64), help="Jobs that run at a time.  [default: 1]")
 @click.option("--max-memory", metavar="SIZE", help="For all jobs together.  [default: 12GB]")
 @click.option("--max-disk", metavar="SIZE", help="For all jobs together.  [default: 40GB]")
@@ -73,11 +79,18 @@ def serve(
 
 @command.command("deploy")
 @click.option("--to", "repo", required=True, metavar="OWNER/NAME", help="The Space; it is made if it is not there.")
-@click.option("--private/--public", "private", default=None, help="Who sees it.  [default: as it is; a new one private]")
+@click.option(
+    "--private/--public", "private", default=None, help="Who sees it.  [default: as it is; a new one private]"
+)
 @click.option("--hardware", metavar="NAME", help="Machine to run on.  [default: as it is; a new one cpu-basic]")
 @click.option("--title", default="hubmerge", show_default=True, help="Title of the Space.")
-@click.option("--scope", "scopes", multiple=True, type=click.Choice(["read-repos", "write-repos"]),
-              help="Ask visitors for more: to merge their private models, to publish to repositories they have; repeat.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(["read-repos", "write-repos"]),
+    help="Ask visitors for more: to merge their private models, to publish to repositories they have; repeat.",
+)
 @click.option("--wheel", type=FILE, help="A wheel of hubmerge to run.  [default: this version, of the package index]")
 @click.option("--dry-run", is_flag=True, help="Show the files, and send nothing.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

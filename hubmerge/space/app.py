@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _MAX_FILE = "100kb"
-_QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_RUN_HISTORY": "False"}
+_QUIET = {
+    "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1",
+    # gradio would compute statistics of the last ten thousand events after each one, for a page that is switched off.
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9), "GRADIO_ANALYTICS_MAX_EVENTS": "1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,11 @@ def _build(service: Service, make_page: Callable[[Service], gr.Blocks] | None) -
         from hubmerge.space.page import LOOK, build
 
         make_page, look = build, LOOK
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app, make_page(service), path="/", show_error=False, footer_links=[], run_history=False, ssr_mode=False,
         enable_monitoring=False, pwa=False, mcp_server=False, max_file_size=_MAX_FILE, **look,
     )  # fmt: skip
+    return app
 
 
 async def _health(_: Request) -> Response:

@@ -169,7 +169,7 @@ class WithoutQuery(logging.Filter):
 
 
 def log_config() -> dict[str, Any]:
-    """uvicorn's log, on stderr."""
+    """Uvicorn's log, on stderr."""
     config = copy.deepcopy(LOGGING_CONFIG)
     config["filters"] = {"without query": {"()": WithoutQuery}}
     config["handlers"]["access"] |= {"filters": ["without query"], "stream": "ext://sys.stderr"}

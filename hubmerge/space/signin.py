@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 from authlib.integrations.base_client import MismatchingStateError, OAuthError
@@ -33,7 +32,6 @@ _PURPOSE = b"hubmerge: a sign-in under way, 1"
 _UNDER_WAY_S = 600
 _DEFAULT_S = 3600.0
 """How long a token lasts whose end the Hub does not state."""
-_AGAIN = {"link": "/login", "name": "Sign in with Hugging Face"}
 
 
 class SignIn:
@@ -87,29 +85,29 @@ class SignIn:
             self._cookies.begin(answer, visitor, _end_of(token))
         except MismatchingStateError:
             text = "This sign-in was begun in another browser, or too long ago. Begin it again."
-            return notice("You are not signed in", text, status=400, **_AGAIN)
+            return _not_signed_in(text, 400)
         except (OAuthError, JoseError) as error:
             return self._refused(str(error.error))
         except httpx2.HTTPError as error:
             return self._failed(error)
         except HubMergeError as error:
             text = scrub(f"{error.message}. {error.hint}", secret)
-            return notice("You are not signed in", text, status=502, **_AGAIN)
+            return _not_signed_in(text, 502)
         return answer
 
     def _refused(self, error: str) -> Response:
-        """What OAuth's errors mean, in words; the provider's own are not shown, for anybody can write such an address."""
+        """What OAuth's errors mean, in words; the address's own are not shown, for anybody can write one."""
         if error == "access_denied":
             text = "You did not agree, and so nothing can be done in your name. You can still look around."
-            return notice("You are not signed in", text, status=403, **_AGAIN)
+            return _not_signed_in(text, 403)
         log.warning("sign-in refused: %s", error[:40].encode("unicode_escape").decode())
         text = "The Hub refused the sign-in. Begin it again; if that does not help, tell whoever runs this page."
-        return notice("You are not signed in", text, status=400, **_AGAIN)
+        return _not_signed_in(text, 400)
 
     def _failed(self, error: httpx2.HTTPError) -> Response:
         log.warning("the Hub could not be reached to sign somebody in: %s", type(error).__name__)
         text = f"{self._client.provider} could not be reached. Try again in a while."
-        return notice("You are not signed in", text, status=502, **_AGAIN)
+        return _not_signed_in(text, 502)
 
     async def _ask_logout(self, request: Request) -> Response:
         """A page with a button: a link would let every other page sign people out."""
@@ -125,7 +123,11 @@ class SignIn:
         return answer
 
 
-def own_machine_routes(name: str) -> Sequence[Route]:
+def _not_signed_in(text: str, status: int) -> Response:
+    return notice("You are not signed in", text, status=status, link="/login", name="Sign in with Hugging Face")
+
+
+def own_machine_routes(name: str) -> list[Route]:
     """The same routes, where everybody is the one whose machine it is."""
 
     async def login(_: Request) -> Response:
@@ -142,9 +144,8 @@ def own_path(text: str | None) -> str:
     """A path on this server, whatever is given: ``/`` instead of anything that could lead elsewhere."""
     if not text or not text.startswith("/") or not text.isascii() or not text.isprintable() or "\\" in text:
         return "/"
-    parts = urlsplit(text)
-    # Browsers take "//host" for another host's address; so does a path that begins with two slashes after "..".
-    return "/" if parts.scheme or parts.netloc or "//" in parts.path else text
+    # Browsers take "//host", however many slashes there are, for another host's address; also after "/..".
+    return "/" if "//" in re.split("[?#]", text)[0] else text
 
 
 def _end_of(token: dict[str, Any]) -> float:

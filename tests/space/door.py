@@ -1,4 +1,4 @@
-"""What the tests of signing in share: a Hub with people and an application, the running server, and a browser's steps."""
+"""What tests of signing in share: a Hub with people and an application, the running server, a browser's steps."""
 
 from __future__ import annotations
 
