@@ -11,7 +11,7 @@ from hubmerge.errors import HubMergeError, UsageError
 from hubmerge.space.bundle import bundle_facts
 from hubmerge.space.orders import Order
 from hubmerge.space.page import text
-from hubmerge.space.page.common import HUB, TABLE, heading, lines, live, visitor_of
+from hubmerge.space.page.common import HUB, TABLE, heading, live, visitor_of
 from hubmerge.space.page.planning import target_of
 
 if TYPE_CHECKING:
@@ -80,10 +80,10 @@ class BundlesTab:
         """The bundle that is open."""
         self.started = gr.State("")
         """The job that was started last."""
-        heading("Bundles")
-        lines(
+        heading(
+            "Bundles",
             "A bundle keeps many fine-tunes of one base in the space of a few. Make a new one on the tab “Merge”, with "
-            "one of the methods that are marked as bundles; here are those that you have."
+            "one of the methods that are marked as bundles; here are those that you have.",
         )
         with gr.Row(equal_height=True, elem_classes="hm-line"):
             self._place = gr.Textbox(label="Bundle", placeholder="owner/name", max_lines=1, scale=4)
@@ -98,7 +98,7 @@ class BundlesTab:
 
     def _lay_out_adding(self) -> None:
         with gr.Column(elem_classes="hm-way", min_width=260):
-            heading("Add a task", 3)
+            heading("Add a task", level=3)
             self._model = gr.Textbox(label="Model to add", placeholder="owner/name", max_lines=1)
             self._name = gr.Textbox(label="Name of the task", placeholder="as the model's", max_lines=1)
             self._risk = gr.Checkbox(False, label="I accept the licence risk of adding it")
@@ -107,14 +107,14 @@ class BundlesTab:
 
     def _lay_out_removing(self) -> None:
         with gr.Column(elem_classes="hm-way", min_width=260):
-            heading("Remove a task", 3)
+            heading("Remove a task", level=3)
             self._to_remove = gr.Dropdown([], value=None, label="Task to remove")
             self._remove = gr.Button("Remove task", variant="stop")
             self._removed = live()
 
     def _lay_out_retrieving(self) -> None:
         with gr.Column(elem_classes="hm-way", min_width=260):
-            heading("Retrieve a task", 3)
+            heading("Retrieve a task", level=3)
             self._to_retrieve = gr.Dropdown([], value=None, label="Task to retrieve")
             self.target = gr.Textbox(label="Publish the model to", placeholder="your-name/name", max_lines=1)
             self._retrieve = gr.Button("Retrieve task")

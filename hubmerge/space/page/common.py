@@ -26,7 +26,6 @@ HUB: dict[str, Any] = {**QUIET, "concurrency_id": "hub", "concurrency_limit": 8}
 """What waits for the Hub."""
 TABLE: dict[str, Any] = {**QUIET, "concurrency_id": "table", "concurrency_limit": 8}
 """What looks into the job table only."""
-MODEL_SETTING = "Empty: as for all models."
 
 
 def visitor_of(service: Service, request: gr.Request) -> Visitor:
@@ -41,14 +40,9 @@ def visitor_of(service: Service, request: gr.Request) -> Visitor:
     return visitor
 
 
-def heading(words: str, level: int = 2) -> gr.HTML:
-    """A heading of the page."""
-    return gr.HTML(text.html("heading", words=words, level=level))
-
-
-def lines(words: str) -> gr.HTML:
-    """A sentence or two beneath a heading."""
-    return gr.HTML(text.html("lines", words=words))
+def heading(words: str, lines: str = "", level: int = 2) -> gr.HTML:
+    """A heading of the page, with a sentence or two beneath it."""
+    return gr.HTML(text.html("heading", words=words, lines=lines, level=level))
 
 
 def live(first: str = "") -> gr.HTML:
@@ -60,7 +54,7 @@ def widget(control: Control, value: Any, number: int | None = None) -> Any:
     """The gradio component of a control; of one model, it may be left empty."""
     label, own = label_of(control, number), number is not None and control is not WEIGHT
     shown = control.default if value is None and not own else value
-    info = MODEL_SETTING if own else control.help
+    info = control.help if number is None else None
     if control.widget == "choice":
         choices = [("as for all models", "")] if own else []
         choices += [(c, c) for c in control.choices]
@@ -73,6 +67,10 @@ def widget(control: Control, value: Any, number: int | None = None) -> Any:
         return gr.Slider(
             control.minimum or 0.0, control.maximum or 1.0, value=shown, step=control.step, label=label, info=info
         )
+    if own or control.default is None:
+        # gradio's field of a number cannot be empty: it says that 0 was set. Text is read as a number all the same.
+        empty = "as for all models" if own else "left to the method"
+        return gr.Textbox("" if shown is None else str(shown), label=label, info=info, placeholder=empty, max_lines=1)
     return gr.Number(
         value=shown, label=label, info=info, step=control.step or 0.1, precision=0 if control.whole else None
     )

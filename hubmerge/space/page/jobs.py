@@ -11,7 +11,7 @@ import gradio as gr
 from hubmerge.errors import HubMergeError
 from hubmerge.space.jobs import RESUMABLE, UNFINISHED, Job
 from hubmerge.space.page import text
-from hubmerge.space.page.common import TABLE, heading, lines, live, visitor_of
+from hubmerge.space.page.common import TABLE, heading, live, visitor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,17 +125,16 @@ class JobsTab:
         self._shown = gr.State({})
         self._wanted = gr.State("")
         self._timer = gr.Timer(EVERY_S, active=False)
-        heading("Jobs")
-        lines("Your own jobs, the newest first. They go on when you close this page, and nobody else sees them.")
+        heading("Jobs", "Your own jobs, the newest first. They go on when you close this page, and nobody else sees them.")
         self._said = live()
-        self._under_way = gr.HTML("")
-        with gr.Group(visible=False, elem_classes="hm-choose") as self._choose:
-            self._job = gr.Radio([], label="Job")
+        with gr.Column(visible=False, elem_classes="hm-choose") as self._choose:
+            self._job = gr.Dropdown([], value=None, label="Job", filterable=False)
             with gr.Row(elem_classes="hm-buttons"):
                 self._cancel = gr.Button("Cancel", variant="stop", size="md")
                 self._resume = gr.Button("Resume", size="md")
                 self._forget = gr.Button("Forget", size="md")
         self._done = live()
+        self._under_way = gr.HTML("")
         self._over = gr.HTML("")
         self._listen()
 

@@ -9,7 +9,7 @@ import gradio as gr
 from hubmerge.errors import HubMergeError
 from hubmerge.space.form import WEIGHT
 from hubmerge.space.page import text
-from hubmerge.space.page.common import FORM, HUB, QUIET, edits, heading, lines, live, visitor_of, widget
+from hubmerge.space.page.common import FORM, HUB, QUIET, edits, heading, live, visitor_of, widget
 from hubmerge.space.page.draft import Draft, form_for, repo_named, with_base, with_model, with_models, without_model
 from hubmerge.space.search import MAX_CHARS, MIN_CHARS, search
 
@@ -38,8 +38,7 @@ class ModelsStep:
 
     def __init__(self, service: Service, draft: gr.State, shape: gr.State) -> None:
         self._service, self._draft, self._shape = service, draft, shape
-        heading("1. Models")
-        lines("Fine-tunes of one base, or adapters for it. Search, or type owner/name.")
+        heading("1. Models", "Fine-tunes of one base, or adapters for it. Search, or type owner/name.")
         with gr.Row(equal_height=True, elem_classes="hm-line"):
             self._query = gr.Textbox(
                 label="Find models on the Hub", placeholder="a few letters, or owner/name", max_lines=1,
@@ -124,7 +123,7 @@ class ModelsStep:
         """One model's controls, by what they set."""
         own = form_for(draft).per_model
         made: dict[str, Any] = {}
-        with gr.Row(equal_height=True):
+        with gr.Row(elem_classes="hm-line"):
             made["repo"] = gr.Textbox(model["repo"], label=f"Model {number}", max_lines=1, scale=4)
             made["name"] = gr.Textbox(
                 model["name"], label=f"Name of model {number}", max_lines=1, scale=2, placeholder="as its repository"

@@ -10,7 +10,7 @@ import gradio as gr
 
 from hubmerge.errors import HubMergeError
 from hubmerge.space.page import text
-from hubmerge.space.page.common import PLANNING, edits, heading, lines, live, visitor_of
+from hubmerge.space.page.common import PLANNING, edits, heading, live, visitor_of
 from hubmerge.space.page.result import ResultStep
 from hubmerge.space.plan import live_plan
 from hubmerge.space.safety import check_target
@@ -77,13 +77,12 @@ class PlanStep:
         self._service, self._result = service, result
         self.planned = gr.State(NOTHING)
         """The plan that is shown, with what it is of."""
-        heading("4. Plan and start")
-        lines("A plan reads nothing but headers and costs nothing. It is made anew when something above changes.")
+        heading("4. Plan and start", "A plan reads headers only and costs nothing. It follows what you change above.")
         self._button = gr.Button("Plan", variant="primary", size="md")
         self._status = live()
         self._facts = gr.HTML("")
         with gr.Accordion("Preview of the model card", open=False):
-            self._card = gr.Markdown(preview_of(NOTHING), elem_classes="hm-card", latex_delimiters=[])
+            self._card = gr.Markdown(preview_of(NOTHING), elem_classes="hm-card", latex_delimiters=[], max_height=520)
         self._listen()
 
     def _listen(self) -> None:

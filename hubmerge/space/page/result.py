@@ -9,10 +9,14 @@ import gradio as gr
 from hubmerge.errors import HubMergeError
 from hubmerge.space.form import form_of
 from hubmerge.space.page import text
-from hubmerge.space.page.common import FORM, QUIET, edits, heading, lines, live
+from hubmerge.space.page.common import FORM, QUIET, edits, heading, live
 from hubmerge.space.page.draft import DTYPES, METHOD, Draft, recipe_text, with_result
 
 PRECISIONS = [("as the base", ""), *((d, d) for d in DTYPES)]
+_EDITING = (
+    "The form writes this recipe; paste or edit your own. What is planned and run is the text that stands here. Your "
+    "edits stay until something in the form is changed."
+)
 RISK = "I accept the licence risk named in the plan"
 
 
@@ -50,10 +54,7 @@ class ResultStep:
 
     def _editor(self) -> None:
         with gr.Accordion("Recipe (YAML)", open=False):
-            lines(
-                "The form writes this recipe; paste or edit your own. What is planned and run is the text that stands "
-                "here. Your edits stay until something in the form is changed."
-            )
+            gr.HTML(text.html("lines", words=_EDITING))
             self.recipe = gr.Textbox(
                 label="Recipe", lines=12, max_lines=40, elem_classes="hm-code", buttons=["copy"],
                 html_attributes=gr.InputHTMLAttributes(spellcheck=False, autocapitalize="off"),

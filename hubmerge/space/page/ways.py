@@ -11,7 +11,7 @@ from hubmerge.errors import HubMergeError, UsageError
 from hubmerge.remote import submit
 from hubmerge.space.orders import Order
 from hubmerge.space.page import text
-from hubmerge.space.page.common import HUB, TABLE, heading, lines, live, visitor_of
+from hubmerge.space.page.common import HUB, TABLE, heading, live, visitor_of
 from hubmerge.space.page.planning import Planned, PlanStep, is_of, target_of
 from hubmerge.space.page.result import RISK, ResultStep
 from hubmerge.space.plan import job_offer, machines
@@ -118,15 +118,14 @@ class Ways:
 
     def _lay_out_here(self) -> None:
         with gr.Column(elem_classes="hm-way", min_width=260):
-            heading("Here", 3)
+            heading("Here", level=3)
             self._why = gr.HTML(text.html("lines", words=why_not_here({}, self._service.machine)))
             self._start = gr.Button("Merge here", variant="primary", interactive=False)
             self._started_text = live()
 
     def _lay_out_jobs(self) -> None:
         with gr.Column(elem_classes="hm-way", min_width=260):
-            heading("Hugging Face Jobs", 3)
-            lines("The same merge on a machine of the Hub, paid by you and by the minute.")
+            heading("Hugging Face Jobs", "The same merge on a machine of the Hub, paid by you and by the minute.", 3)
             self._machine = gr.Dropdown([], value=None, label="Machine")
             self._minutes = gr.Number(value=MINUTES, label="Timeout in minutes", precision=0)
             self._cost = live()
@@ -136,8 +135,7 @@ class Ways:
 
     def _lay_out_taking(self) -> None:
         with gr.Column(elem_classes="hm-way", min_width=260):
-            heading("Take it away", 3)
-            lines("Save the recipe (step 3) as merge.yaml, and run it where you like, for free.")
+            heading("Take it away", "Save the recipe (step 3) as merge.yaml, and run it where you like, for free.", 3)
             self._taking = gr.HTML(take_away({}, "", ()))
 
     def _listen(self) -> None:

@@ -22,9 +22,18 @@ window.hubmerge = (() => {
     }
   }
 
+  function nameAccordions() {
+    for (const button of document.querySelectorAll("button.label-wrap")) {
+      const content = button.parentElement.querySelector("[data-testid=accordion-content]");
+      button.querySelector(".icon")?.setAttribute("aria-hidden", "true");
+      button.setAttribute("aria-expanded", String(content?.style.display !== "none"));
+    }
+  }
+
   function tidy() {
     waiting = 0;
     nameFields(document);
+    nameAccordions();
     for (const region of document.querySelectorAll(".hm-live:not([role])")) {
       region.setAttribute("role", "status");
       region.setAttribute("aria-live", "polite");
@@ -50,6 +59,7 @@ window.hubmerge = (() => {
     }, PAUSE_MS));
   });
 
+  document.addEventListener("click", () => setTimeout(later, 50));
   document.addEventListener("click", async (event) => {
     const button = event.target instanceof Element && event.target.closest("[data-copy]");
     if (!button) return;
