@@ -104,7 +104,9 @@ def quiet() -> None:
         logging.getLogger(name).handlers.clear()
 
 
-class _Fields(HTMLParser):
+class Fields(HTMLParser):
+    """The fields of a page's form."""
+
     def __init__(self, text: str) -> None:
         super().__init__()
         self.found: dict[str, str] = {}
@@ -129,7 +131,7 @@ class Browser:
         assert sent.status_code == 302, sent.text
         address = sent.headers["location"]
         assert address.startswith(self.door.hub.endpoint + "/oauth/authorize?")
-        return _Fields(self.client.get(address).text).found
+        return Fields(self.client.get(address).text).found
 
     def decide(self, user: str, decision: str = "approve", path: str = "/login") -> str:
         """… and agree there, or not: where the Hub sends the browser."""

@@ -14,13 +14,15 @@ from huggingface_hub import HfApi
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hubmerge.cli import cli
 from hubmerge.errors import AccessError, UsageError
-from hubmerge.localhub import LocalHub
+from hubmerge.localhub import LocalHub, OAuthApp
+from hubmerge.space import gate
 from hubmerge.space.gate import MAX_BODY_BYTES
 from hubmerge.space.serving import _listen, _locked, sessions_of
 from hubmerge.space.sessions import Client, Cookies, OwnMachine, Site
 from hubmerge.space.signin import own_path
-from tests.space.door import Browser, Door, hub_with_people, opened, quiet, settings_of
+from tests.space.door import Browser, Door, Fields, hub_with_people, opened, quiet, settings_of
 from tests.space.scene import ANN, PUBLISHER
 
 EVIL = "https://evil.example"
@@ -145,6 +147,36 @@ def test_scopes_and_proof_are_asked_for(browser: Browser):
     assert "contribute-repos" in fields["scope"]
 
 
+def test_on_a_space_it_is_all_by_https(hub: LocalHub, tmp_path: Path):
+    name = "ann-form.hf.space"
+    url = f"https://{name}"
+    hub.register_app(OAuthApp("space", "secret", (f"{url}/login/callback",)))
+
+    def sessions(_: Site) -> Cookies:
+        client = Client("space", "secret", "openid contribute-repos", hub.endpoint)
+        return Cookies(client, Site.of({"SPACE_HOST": name}, "0.0.0.0", 7860), hub.endpoint)
+
+    with opened(hub, tmp_path, sessions) as door, httpx2.Client(base_url=door.url, headers={"host": name}) as browser:
+        sent = browser.get("/login")
+        state = sent.headers["set-cookie"]
+        assert "secure" in state
+        assert "samesite=lax" in state
+        form = Fields(httpx2.get(sent.headers["location"]).text).found
+        assert form["redirect_uri"] == f"{url}/login/callback"
+        answer = {"user": "ann", "decision": "approve"}
+        back = httpx2.post(f"{hub.endpoint}/oauth/authorize", data=form | answer).headers["location"]
+        assert back.startswith(f"{url}/login/callback?")
+        signed_in = browser.get(back.removeprefix(url), headers={"cookie": state.partition(";")[0]})
+        assert signed_in.headers["location"] == "/"
+        (given,) = (c for c in signed_in.headers.get_list("set-cookie") if c.startswith("__Host-hubmerge="))
+        assert {"HttpOnly", "Path=/", "SameSite=none", "Secure"} <= set(given.split("; "))
+        cookie = {"cookie": given.partition(";")[0]}
+        assert "signed in as ann" in browser.get("/logout", headers=cookie).text
+        assert browser.post("/logout", headers=cookie | {"origin": url}).status_code == 303
+        for origin in (f"http://{name}", "https://bob-form.hf.space", door.url):
+            assert browser.post("/logout", headers=cookie | {"origin": origin}).status_code == 403
+
+
 # --- where people are sent
 
 
@@ -221,6 +253,22 @@ def test_bodies_have_an_end(browser: Browser):
     pieces = (too_much[i : i + 100_000] for i in range(0, len(too_much), 100_000))
     assert browser.post(path, content=pieces).status_code == 413
     assert browser.post(path, content=b" " * 1000).status_code == 422  # taken, and then not understood
+
+
+def test_and_come_within_a_while(door: Door, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gate, "BODY_TIMEOUT_S", 0.2)
+    host = door.url.removeprefix("http://")
+    with socket.create_connection(("127.0.0.1", int(host.rpartition(":")[2])), timeout=30) as half:
+        lines = (
+            "POST /gradio_api/call/who HTTP/1.1",
+            f"Host: {host}",
+            f"Origin: {door.url}",
+            "Content-Length: 9",
+            "",
+            "{",
+        )
+        half.sendall("\r\n".join(lines).encode())
+        assert half.recv(4096).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("path", ["/", "/logout", "/health", "/nothing", "/gradio_api/upload"])
@@ -306,3 +354,27 @@ def test_one_server_has_a_folder(tmp_path: Path):
 def test_a_port_that_is_taken_is_a_mistake():
     with _listen("127.0.0.1", 0) as taken, pytest.raises(UsageError, match="cannot listen on"):
         _listen("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--host", "0.0.0.0"), "the server would listen on 0.0.0.0"),
+        (("--max-memory", "lots"), "--max-memory: "),
+        (("--max-disk", "-1GB"), "--max-disk: "),
+        (("--min-shard", ""), "--min-shard: "),
+    ],
+)
+def test_what_the_command_cannot_do(tmp_path: Path, arguments: tuple[str, ...], words: str):
+    with pytest.raises(UsageError, match=words):
+        cli.main(["space", "serve", "--port", "0", "--data", str(tmp_path), *arguments], standalone_mode=False)
+
+
+def test_options_are_variables_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HUBMERGE_SPACE_MAX_MEMORY", "lots")
+    with pytest.raises(UsageError, match="--max-memory: "):
+        cli.main(["space", "serve", "--port", "0", "--data", str(tmp_path)], standalone_mode=False)
+    monkeypatch.setenv("HUBMERGE_SPACE_MAX_MEMORY", "2GB")
+    monkeypatch.setenv("OAUTH_CLIENT_ID", "id")
+    with pytest.raises(UsageError, match="OAUTH_CLIENT_SECRET, OAUTH_SCOPES, OPENID_PROVIDER_URL is not set"):
+        cli.main(["space", "serve", "--port", "0", "--data", str(tmp_path)], standalone_mode=False)
