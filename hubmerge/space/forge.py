@@ -55,7 +55,7 @@ class Child:
                 os.kill(self.pid, number)
 
     def wait(self) -> int | None:
-        """After the end of ``stdout``: its exit code, or minus the number of the signal that ended it; None if unknown."""
+        """After the end of ``stdout``: its exit code, or minus the signal that ended it; None if unknown."""
         try:
             said = _read_line(self._line)
         except OSError:

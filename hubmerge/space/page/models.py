@@ -54,9 +54,7 @@ class ModelsStep:
         self._listen()
 
     def _listen(self) -> None:
-        gr.on(
-            [self._search.click, self._query.submit], self.find, [self._query], [self._found, self._said], **HUB
-        )
+        gr.on([self._search.click, self._query.submit], self.find, [self._query], [self._found, self._said], **HUB)
         self._query.input(None, None, [self._found], js="() => null", **QUIET)
         chosen = [self._found, self._query, self._draft]
         self._as_base.click(self.use_as_base, chosen, [self._base, self._draft, self._said], **FORM)
