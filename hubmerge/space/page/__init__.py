@@ -36,7 +36,7 @@ def build(service: Service) -> gr.Blocks:
     """
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         header = gr.HTML(text.html("header", name=""))
-        with gr.Tabs(elem_id="hm-tabs") as tabs:
+        with gr.Tabs(elem_id="hm-tabs", overflow_behavior="wrap") as tabs:
             with gr.Tab("Merge", id="merge"):
                 target, ways = _merge(service, blocks)
             with gr.Tab("Bundles", id="bundles"):

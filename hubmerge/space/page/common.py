@@ -58,21 +58,41 @@ def widget(control: Control, value: Any, number: int | None = None) -> Any:
     if control.widget == "choice":
         choices = [("as for all models", "")] if own else []
         choices += [(c, c) for c in control.choices]
-        return gr.Dropdown(choices, value=choices[0][1] if shown is None else shown, label=label, info=info)
+        return gr.Dropdown(
+            choices, value=choices[0][1] if shown is None else shown, label=label, info=info, interactive=True
+        )
     if control.widget == "switch":
-        return gr.Checkbox(bool(shown), label=label, info=info)
+        return gr.Checkbox(bool(shown), label=label, info=info, interactive=True)
     if control.widget == "text":
-        return gr.Textbox("" if shown is None else str(shown), label=label, info=info, max_lines=1)
+        return gr.Textbox("" if shown is None else str(shown), label=label, info=info, interactive=True, max_lines=1)
     if control.widget == "slider" and not own:
         return gr.Slider(
-            control.minimum or 0.0, control.maximum or 1.0, value=shown, step=control.step, label=label, info=info
+            control.minimum or 0.0,
+            control.maximum or 1.0,
+            value=shown,
+            step=control.step,
+            label=label,
+            info=info,
+            interactive=True,
         )
     if own or control.default is None:
         # gradio's field of a number cannot be empty: it says that 0 was set. Text is read as a number all the same.
         empty = "as for all models" if own else "left to the method"
-        return gr.Textbox("" if shown is None else str(shown), label=label, info=info, placeholder=empty, max_lines=1)
+        return gr.Textbox(
+            "" if shown is None else str(shown),
+            label=label,
+            info=info,
+            interactive=True,
+            placeholder=empty,
+            max_lines=1,
+        )
     return gr.Number(
-        value=shown, label=label, info=info, step=control.step or 0.1, precision=0 if control.whole else None
+        value=shown,
+        label=label,
+        info=info,
+        interactive=True,
+        step=control.step or 0.1,
+        precision=0 if control.whole else None,
     )
 
 

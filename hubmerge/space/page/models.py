@@ -122,10 +122,11 @@ class ModelsStep:
         own = form_for(draft).per_model
         made: dict[str, Any] = {}
         with gr.Row(elem_classes="hm-line"):
-            made["repo"] = gr.Textbox(model["repo"], label=f"Model {number}", max_lines=1, scale=4)
+            made["repo"] = gr.Textbox(model["repo"], label=f"Model {number}", max_lines=1, scale=4, interactive=True)
             made["name"] = gr.Textbox(
-                model["name"], label=f"Name of model {number}", max_lines=1, scale=2, placeholder="as its repository"
-            )
+                model["name"], label=f"Name of model {number}", max_lines=1, scale=2, interactive=True,
+                placeholder="as its repository",
+            )  # fmt: skip
             if WEIGHT in own:
                 made[WEIGHT.name] = widget(WEIGHT, model["values"].get(WEIGHT.name), number)
             remove = gr.Button(f"Remove model {number}", size="sm", scale=1, min_width=120)

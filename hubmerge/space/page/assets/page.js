@@ -34,7 +34,7 @@ window.hubmerge = (() => {
     waiting = 0;
     nameFields(document);
     nameAccordions();
-    for (const region of document.querySelectorAll(".hm-live:not([role])")) {
+    for (const region of document.querySelectorAll(".block.hm-live:not([role])")) {
       region.setAttribute("role", "status");
       region.setAttribute("aria-live", "polite");
     }
