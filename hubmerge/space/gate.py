@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -85,6 +86,11 @@ class Gate:
             except _HalfError:
                 if started:
                     raise
+            except asyncio.CancelledError:  # the server ends; pages that are open listen until it does
+                body.refusal = PlainTextResponse("The server is being stopped.", 503)
+                if started:
+                    with contextlib.suppress(Exception):  # of which nobody is left to be told
+                        await send({"type": "http.response.body", "body": b"", "more_body": False})
             refusal = None if started else body.refusal
         if refusal is not None:
             await refusal(scope, receive, send_with_headers)

@@ -31,7 +31,8 @@ from hubmerge.space.visitors import sign_in
 CONNECTIONS = 1000
 """At a time; further ones are told to come back later. Every open page keeps two."""
 KEEP_ALIVE_S = 30
-GRACE_S = 3
+GRACE_S = 1
+"""For answers that are under way when the server ends; every open page listens to one that has no end."""
 BACKLOG = 512
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -157,20 +158,27 @@ def _machine(limits: Limits) -> str:
     return f"{cores} {'core' if cores == 1 else 'cores'}, {size(limits.memory_bytes)} of memory for all merges"
 
 
-class WithoutQuery(logging.Filter):
-    """Of an address in the access log only the path is kept: the Hub sends people back with a code in its query."""
+class WithoutSecrets(logging.Filter):
+    """Of an address in the access log, what says nothing of a visitor is kept.
+
+    The Hub sends people back with a code in the query. Ends of gradio's paths name a page that is open somewhere, and
+    whoever knows that name is told what happens there.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Shorten a record of uvicorn's, whose third argument is the address."""
         if isinstance(record.args, tuple) and len(record.args) == 5:
             client, method, address, version, status = record.args
-            record.args = (client, method, str(address).partition("?")[0], version, status)
+            path = str(address).partition("?")[0]
+            if path.startswith("/gradio_api/"):
+                path = "/".join(path.split("/")[:3])
+            record.args = (client, method, path, version, status)
         return True
 
 
 def log_config() -> dict[str, Any]:
     """Uvicorn's log, on stderr."""
     config = copy.deepcopy(LOGGING_CONFIG)
-    config["filters"] = {"without query": {"()": WithoutQuery}}
-    config["handlers"]["access"] |= {"filters": ["without query"], "stream": "ext://sys.stderr"}
+    config["filters"] = {"without secrets": {"()": WithoutSecrets}}
+    config["handlers"]["access"] |= {"filters": ["without secrets"], "stream": "ext://sys.stderr"}
     return config

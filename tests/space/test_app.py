@@ -294,10 +294,13 @@ def test_nobody_else_is_told_of_visitors(browser: Browser):
 def test_the_log_holds_paths_and_no_secrets(door: Door, browser: Browser):
     back = browser.decide("ann")
     browser.client.get(back)
+    browser.client.get("/gradio_api/call/who/name-of-an-event")
     query = parse_qs(urlsplit(back).query)
     log = door.log.getvalue()
     assert '"GET /login/callback HTTP/1.1" 303' in log
-    for secret in (query["code"][0], query["state"][0], "code=", "state=", browser.client.cookies["hubmerge"]):
+    assert '"GET /gradio_api/call HTTP/1.1"' in log
+    cookie = browser.client.cookies["hubmerge"]
+    for secret in (query["code"][0], query["state"][0], "code=", "state=", "name-of-an-event", cookie):
         assert secret not in log
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -257,8 +257,10 @@ def deployed(town: LocalHub, wheel: Path, tmp_path: Path) -> Path:
 def test_what_is_deployed_starts_and_ends(town: LocalHub, wheel: Path, tmp_path: Path):
     folder = deployed(town, wheel, tmp_path)
     environment = settings_of(town) | {"HF_ENDPOINT": town.endpoint, "TMPDIR": str(tmp_path)}
-    with started(Path(sys.executable), folder, environment) as url:
+    with ExitStack() as until_later, started(Path(sys.executable), folder, environment) as url:
         check_page(url)
+        open_page = until_later.enter_context(httpx2.stream("GET", f"{url}/gradio_api/heartbeat/page", timeout=60))
+        assert open_page.status_code == 200
     assert (folder / "space-data" / "jobs.db").is_file()
     (unpacked,) = tmp_path.glob("hubmerge-*")
     assert (unpacked / "hubmerge" / "templates" / "space" / "notice.html.jinja").is_file()
