@@ -294,13 +294,14 @@ def test_nobody_else_is_told_of_visitors(browser: Browser):
 def test_the_log_holds_paths_and_no_secrets(door: Door, browser: Browser):
     back = browser.decide("ann")
     browser.client.get(back)
-    browser.client.get("/gradio_api/call/who/name-of-an-event")
+    with browser.client.stream("GET", "/gradio_api/heartbeat/name-of-a-page") as heard:
+        assert heard.status_code == 200
     query = parse_qs(urlsplit(back).query)
     log = door.log.getvalue()
     assert '"GET /login/callback HTTP/1.1" 303' in log
-    assert '"GET /gradio_api/call HTTP/1.1"' in log
+    assert '"GET /gradio_api/heartbeat HTTP/1.1"' in log
     cookie = browser.client.cookies["hubmerge"]
-    for secret in (query["code"][0], query["state"][0], "code=", "state=", "name-of-an-event", cookie):
+    for secret in (query["code"][0], query["state"][0], "code=", "state=", "name-of-a-page", cookie):
         assert secret not in log
 
 
