@@ -162,6 +162,7 @@ def test_a_plan_in_words() -> None:
 
 def test_the_card_stands_in_the_page_below_its_headings() -> None:
     assert preview_of(PLAN) == "```yaml\nlicense: mit\n```\n\n\n#### Title\n\n[x](y)\n".replace("\n\n\n", "\n\n")
+    assert preview_of({"card": "## A\n```sh\n# B\n```\n# C"}) == "##### A\n```sh\n# B\n```\n#### C"
     assert "preview" in preview_of({})
 
 
@@ -215,8 +216,8 @@ def test_jobs_in_words() -> None:
     assert (shown["chosen"], shown["tab"], shown["active"]) == ("k", "Jobs (2)", True)
     assert [key for _, key in shown["choices"]] == ["w", "k", "d"]
     under_way, over = Tags(shown["under_way"]), Tags(shown["over"])
-    assert "Waiting, 2 jobs before it" in under_way.text
-    assert "Running, 3 of 7 shards" in under_way.text
+    assert "2 jobs before it" in under_way.text
+    assert "3 of 7 shards, merging" in under_way.text
     progress = [attributes for tag, attributes in under_way.tags if tag == "progress"]
     assert [(p["value"], p["aria-label"]) for p in progress] == [("30", "Progress of Merge: ann/merged")]
     assert [a["href"] for tag, a in over.tags if tag == "a"] == ["http://127.0.0.1/ann/merged"]
@@ -268,7 +269,16 @@ def test_whatever_comes_from_elsewhere_is_shown_as_text() -> None:
     hint = {"severity": "warning", "message": HOSTILE, "hint": HOSTILE}
     texts = {"headline": HOSTILE, "reasons": [HOSTILE], "duties": [HOSTILE], "left_to_you": [HOSTILE]}
     asked = Order("bundle add", "ann/x", task=HOSTILE).dumps()
-    job = replace(JOB, kind="bundle add", asked=asked, target=HOSTILE, message=HOSTILE, stage=HOSTILE, state="done", url="javascript:alert(1)")
+    job = replace(
+        JOB,
+        kind="bundle add",
+        asked=asked,
+        target=HOSTILE,
+        message=HOSTILE,
+        stage=HOSTILE,
+        state="done",
+        url="javascript:alert(1)",
+    )
     task = {"name": HOSTILE, "repo": HOSTILE, "kind": HOSTILE, "license": HOSTILE, "own": "", "plain": "", "error": ""}
     bundle = {
         "ok": True, "codec": HOSTILE, "base": {"repo": HOSTILE}, "size": "", "comparison": HOSTILE,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LOOK: dict[str, Any] = look()
 """Keywords for ``gr.mount_gradio_app``."""
+MAX_EVENTS = 1000
+"""Of all visitors, that wait at a time; further ones are refused."""
 TITLE = "hubmerge: merge models on the Hub"
 
 
@@ -34,7 +36,8 @@ def build(service: Service) -> gr.Blocks:
     Args:
         service: What it works with.
     """
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+    blocks: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
+    with blocks:
         header = gr.HTML(text.html("header", name=""))
         with gr.Tabs(elem_id="hm-tabs", overflow_behavior="wrap") as tabs:
             with gr.Tab("Merge", id="merge"):
@@ -47,7 +50,8 @@ def build(service: Service) -> gr.Blocks:
             state.change(lambda: gr.Tabs(selected="jobs"), None, [tabs], **QUIET)
         arrived = blocks.load(_arrive(service), None, [header, target, bundles.target], **TABLE)
         jobs.refresh(arrived.then)
-    return blocks.queue(max_size=1000, default_concurrency_limit=8, api_open=False)
+    blocks.queue(max_size=MAX_EVENTS, default_concurrency_limit=8, api_open=False)
+    return blocks
 
 
 def _merge(service: Service, blocks: gr.Blocks) -> tuple[gr.Textbox, Ways]:

@@ -144,8 +144,9 @@ class BundlesTab:
             else text.note(facts["error"], facts["hint"], kind="problem")
         )
         names = task_names(facts)
-        choose = gr.update(choices=names, value=names[0] if names else None)
-        return facts, facts_text(facts), said, choose, choose
+        # One for each: gradio changes what it is given.
+        choose = [gr.update(choices=names, value=names[0] if names else None) for _ in range(2)]
+        return facts, facts_text(facts), said, *choose
 
     def _starting(self, order: Callable[..., Order]) -> Callable[..., tuple[str, Any]]:
         """The handler of a button that starts a job."""

@@ -86,18 +86,17 @@ def said(jobs: Sequence[Job], places: dict[str, int]) -> str:
     if not jobs:
         return text.note("You have no jobs yet.")
     job = next((j for j in jobs if j.state in UNFINISHED), jobs[0])
-    return text.note(f"{job.target}: {progress_words(job, places)}.")
+    return text.note(f"{job.target}: {', '.join(filter(None, [STATES[job.state].lower(), how_far(job, places)]))}.")
 
 
-def progress_words(job: Job, places: dict[str, int]) -> str:
-    """A job's state and how far it is."""
-    words = [STATES[job.state].lower()]
+def how_far(job: Job, places: dict[str, int]) -> str:
+    """Its place in the queue, or its shards; empty where there is neither."""
     if job.state == "queued":
         before = places.get(job.id, 0)
-        words.append(f"{before} job{'' if before == 1 else 's'} before it" if before else "next in turn")
-    elif job.shards_total and job.state != "done":
-        words.append(f"{job.shards_done} of {job.shards_total} shards")
-    return ", ".join(words)
+        return f"{before} job{'' if before == 1 else 's'} before it" if before else "next in turn"
+    if job.shards_total and job.state != "done":
+        return f"{job.shards_done} of {job.shards_total} shards"
+    return ""
 
 
 def _row(job: Job, places: dict[str, int]) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def _row(job: Job, places: dict[str, int]) -> dict[str, Any]:
         "job": job,
         "title": job_title(job),
         "state": STATES[job.state],
-        "progress": progress_words(job, places),
+        "far": how_far(job, places),
         "percent": round(100 * job.fraction),
         "moves": job.state in UNFINISHED and job.state != "queued",
     }
@@ -125,7 +124,9 @@ class JobsTab:
         self._shown = gr.State({})
         self._wanted = gr.State("")
         self._timer = gr.Timer(EVERY_S, active=False)
-        heading("Jobs", "Your own jobs, the newest first. They go on when you close this page, and nobody else sees them.")
+        heading(
+            "Jobs", "Your own jobs, the newest first. They go on when you close this page, and nobody else sees them."
+        )
         self._said = live()
         with gr.Column(visible=False, elem_classes="hm-choose") as self._choose:
             self._job = gr.Dropdown([], value=None, label="Job", filterable=False)

@@ -56,10 +56,7 @@ class MethodStep:
 
     def listed(self, blocks: gr.Blocks) -> None:
         """Lay out the method's controls, which are drawn anew when another one is chosen."""
-
-        @gr.render([self._draft], [self.chosen.change, blocks.load], show_progress="hidden")
-        def _(draft: Draft) -> None:
-            self._controls(draft)
+        gr.render([self._draft], [self.chosen.change, blocks.load], show_progress="hidden")(self._controls)
 
     def _controls(self, draft: Draft) -> None:
         shared = form_for(draft).shared

@@ -49,7 +49,7 @@ class ModelsStep:
         self._said = live()
         with gr.Row(elem_classes="hm-buttons"):
             self._as_base = gr.Button("Use as base", size="md")
-            self._add = gr.Button("Add to the merge", size="md")
+            self._add = gr.Button("Add to the merge", size="md", elem_id="hm-add")
         self._base = gr.Textbox(label="Base model", placeholder="owner/name", max_lines=1)
         self._listen()
 
@@ -63,10 +63,7 @@ class ModelsStep:
 
     def listed(self, blocks: gr.Blocks) -> None:
         """Lay out the list of models, which is drawn anew when one comes or goes."""
-
-        @gr.render([self._draft], [self._shape.change, blocks.load], show_progress="hidden")
-        def _(draft: Draft) -> None:
-            self._rows(draft)
+        gr.render([self._draft], [self._shape.change, blocks.load], show_progress="hidden")(self._rows)
 
     def find(self, asked: str | None, request: gr.Request) -> tuple[Any, str]:
         """Search; what is found, and how much it is."""

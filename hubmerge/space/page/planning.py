@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Planned = dict[str, Any]
 NOTHING: Planned = {}
-_HEADING = re.compile(r"^(#{1,6}) ", re.MULTILINE)
+_HEADING = re.compile(r"^(#{1,6}) ")
 
 
 def target_of(typed: Any) -> str:
@@ -61,8 +61,18 @@ def preview_of(plan: Planned) -> str:
     if not card:
         return "*There is a preview of the card when a merge is planned.*"
     _, front, body = card.split("---\n", 2) if card.startswith("---\n") else ("", "", card)
-    body = _HEADING.sub(lambda m: "#" * min(6, len(m[1]) + 3) + " ", body).replace("![", "[")
+    body = "\n".join(_lowered(body.split("\n")))
     return f"```yaml\n{front}```\n\n{body}" if front else body
+
+
+def _lowered(lines: Iterable[str]) -> Iterator[str]:
+    in_code = False
+    for line in lines:
+        if line.lstrip().startswith(("```", "~~~")):
+            in_code = not in_code
+        elif not in_code:
+            line = _HEADING.sub(lambda m: "#" * min(6, len(m[1]) + 3) + " ", line).replace("![", "[")
+        yield line
 
 
 class PlanStep:

@@ -144,7 +144,7 @@ class Ways:
         shown = [self._why, self._start, self._submit]
         taking = [self._plan.planned, self._result.target, *wishes]
         self._plan.planned.change(self.show, [self._plan.planned], shown, **TABLE).then(
-            self.offer, [self._offered], [self._offered, self._machine], **HUB
+            self.offer, [self._offered], [self._offered, self._machine, self._submitted], **HUB
         )
         gr.on(
             [self._plan.planned.change, self._result.target.blur, *(w.input for w in wishes)],
@@ -170,17 +170,17 @@ class Ways:
         runs = bool(plan) and "error" not in plan and plan["ok"] and not is_bundle(plan)
         return words, gr.update(value=label, interactive=can_start(plan)), gr.update(interactive=runs)
 
-    def offer(self, offered: list[dict[str, Any]], request: gr.Request) -> tuple[Any, Any]:
+    def offer(self, offered: list[dict[str, Any]], request: gr.Request) -> tuple[Any, Any, Any]:
         """The machines of Hugging Face Jobs, asked for once."""
         visitor = self._service.sessions.visitor_of(request)
         if offered or visitor is None:
-            return gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip()
         try:
             found = machines(visitor)
-        except HubMergeError:
-            return gr.skip(), gr.skip()
+        except HubMergeError as error:
+            return gr.skip(), gr.skip(), text.problem(error, visitor.token)
         chosen = next((m["name"] for m in found if m["default"]), None)
-        return found, gr.update(choices=[(machine_label(m), m["name"]) for m in found], value=chosen)
+        return found, gr.update(choices=[(machine_label(m), m["name"]) for m in found], value=chosen), ""
 
     def take(self, plan: Planned, target: Any, public: Any, create_pr: Any, risk: Any) -> str:
         """The commands for elsewhere."""

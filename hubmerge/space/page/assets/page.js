@@ -34,6 +34,7 @@ window.hubmerge = (() => {
     waiting = 0;
     nameFields(document);
     nameAccordions();
+    keepFocus();
     for (const region of document.querySelectorAll(".block.hm-live:not([role])")) {
       region.setAttribute("role", "status");
       region.setAttribute("aria-live", "polite");
@@ -42,6 +43,16 @@ window.hubmerge = (() => {
       // A page of the Hub's that shows this one in a frame may not be signed in to from within it.
       for (const link of document.querySelectorAll("a.hm-sign-in")) link.target = "_blank";
     }
+  }
+
+  let last = null;
+  document.addEventListener("focusin", (event) => (last = event.target));
+
+  function keepFocus() {
+    // The button that removed the last model is gone with it.
+    if (!last || last.isConnected || document.activeElement !== document.body) return;
+    last = null;
+    document.querySelector("#hm-add")?.focus();
   }
 
   function later() {
