@@ -20,6 +20,8 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of every event: it is the page's own, and says in words what it does."""
 FORM: dict[str, Any] = {**QUIET, "concurrency_id": "form", "concurrency_limit": 1}
 """Changes of the form are made one after the other, in the order in which they came: none is lost. They are quick."""
+DRAWN: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "form", "concurrency_limit": 1}
+"""Of what is drawn anew, likewise: gradio cannot draw two parts of one page at a time."""
 PLANNING: dict[str, Any] = {**QUIET, "concurrency_id": "planning", "concurrency_limit": 4}
 """Plans of all visitors that are made at a time."""
 HUB: dict[str, Any] = {**QUIET, "concurrency_id": "hub", "concurrency_limit": 8}

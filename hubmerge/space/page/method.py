@@ -10,7 +10,7 @@ from hubmerge.card.citing import paper_url
 from hubmerge.errors import HubMergeError
 from hubmerge.space.form import MethodForm, form_of, forms
 from hubmerge.space.page import text
-from hubmerge.space.page.common import FORM, edits, heading, live, widget
+from hubmerge.space.page.common import DRAWN, FORM, edits, heading, live, widget
 from hubmerge.space.page.draft import METHOD, Draft, form_for, with_method, with_values
 
 
@@ -56,7 +56,7 @@ class MethodStep:
 
     def listed(self, blocks: gr.Blocks) -> None:
         """Lay out the method's controls, which are drawn anew when another one is chosen."""
-        gr.render([self._draft], [self.chosen.change, blocks.load], show_progress="hidden")(self._controls)
+        gr.render([self._draft], [self.chosen.change, blocks.load], **DRAWN)(self._controls)
 
     def _controls(self, draft: Draft) -> None:
         shared = form_for(draft).shared

@@ -9,7 +9,7 @@ import gradio as gr
 from hubmerge.errors import HubMergeError
 from hubmerge.space.form import WEIGHT
 from hubmerge.space.page import text
-from hubmerge.space.page.common import FORM, HUB, QUIET, edits, heading, live, visitor_of, widget
+from hubmerge.space.page.common import DRAWN, FORM, HUB, QUIET, edits, heading, live, visitor_of, widget
 from hubmerge.space.page.draft import Draft, form_for, repo_named, with_base, with_model, with_models, without_model
 from hubmerge.space.search import MAX_CHARS, MIN_CHARS, search
 
@@ -63,7 +63,7 @@ class ModelsStep:
 
     def listed(self, blocks: gr.Blocks) -> None:
         """Lay out the list of models, which is drawn anew when one comes or goes."""
-        gr.render([self._draft], [self._shape.change, blocks.load], show_progress="hidden")(self._rows)
+        gr.render([self._draft], [self._shape.change, blocks.load], **DRAWN)(self._rows)
 
     def find(self, asked: str | None, request: gr.Request) -> tuple[Any, str]:
         """Search; what is found, and how much it is."""
