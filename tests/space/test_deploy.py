@@ -10,11 +10,14 @@ import sys
 import venv
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
+import psutil
 import pytest
 from click.testing import CliRunner
 from huggingface_hub import HfApi, RepoCard, snapshot_download
@@ -201,8 +204,8 @@ def test_the_hub_refuses_spaces_without_an_sdk(hub: LocalHub):
 
 
 @contextmanager
-def started(python: Path, folder: Path, environment: dict[str, str]) -> Iterator[str]:
-    """The application as a Space starts it; its address. It has to end well, too."""
+def started(python: Path, folder: Path, environment: dict[str, str]) -> Iterator[Running]:
+    """The application as a Space starts it. It has to end well, too."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "HOME", "HF_HUB_DISABLE_XET") if name in os.environ}
     with subprocess.Popen(
         [str(python), "app.py"], cwd=folder, env=kept | {"GRADIO_SERVER_PORT": "0"} | environment,
@@ -213,7 +216,8 @@ def started(python: Path, folder: Path, environment: dict[str, str]) -> Iterator
         try:
             url = process.stdout.readline().strip()
             assert url, process.stderr.read()
-            yield url
+            (port,) = {c.laddr.port for c in psutil.Process(process.pid).net_connections() if c.status == "LISTEN"}
+            yield Running(url, port)
             process.send_signal(signal.SIGTERM)
             _, err = process.communicate(timeout=START_S)
             assert process.returncode == 0, err
@@ -222,17 +226,32 @@ def started(python: Path, folder: Path, environment: dict[str, str]) -> Iterator
             process.kill()
 
 
-def check_page(url: str) -> None:
-    """It is the form, and nobody is signed in."""
-    page = httpx2.get(url, timeout=60)
-    assert page.status_code == 200
-    assert "hubmerge" in page.text
-    config = httpx2.get(f"{url}/config", timeout=60).json()
-    assert config["version"] == SDK_VERSION
-    assert "Merge" in json.dumps(config)
-    sent = httpx2.get(f"{url}/login", timeout=60)
-    assert sent.status_code == 302
-    assert "/oauth/authorize?" in sent.headers["location"]
+@dataclass
+class Running:
+    """A server that runs, as a proxy in front of it sees it."""
+
+    url: str
+    """Where visitors reach it."""
+    port: int
+
+    def client(self) -> httpx2.Client:
+        scheme, _, host = self.url.partition("://")
+        headers = {"host": host, "x-forwarded-proto": scheme, "x-forwarded-for": "192.0.2.1"}
+        return httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=60)
+
+    def check_page(self) -> None:
+        """It is the form, reached by its address, and nobody is signed in."""
+        with self.client() as client:
+            page = client.get("/")
+            assert page.status_code == 200
+            assert "hubmerge" in page.text
+            config = client.get("/config").json()
+            assert (config["version"], config["root"]) == (SDK_VERSION, self.url)
+            assert "Merge" in json.dumps(config)
+            sent = client.get("/login")
+            assert sent.status_code == 302
+            asked = parse_qs(urlsplit(sent.headers["location"]).query)
+            assert asked["redirect_uri"] == [f"{self.url}/login/callback"]
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +276,12 @@ def deployed(town: LocalHub, wheel: Path, tmp_path: Path) -> Path:
 def test_what_is_deployed_starts_and_ends(town: LocalHub, wheel: Path, tmp_path: Path):
     folder = deployed(town, wheel, tmp_path)
     environment = settings_of(town) | {"HF_ENDPOINT": town.endpoint, "TMPDIR": str(tmp_path)}
-    with ExitStack() as until_later, started(Path(sys.executable), folder, environment) as url:
-        check_page(url)
-        open_page = until_later.enter_context(httpx2.stream("GET", f"{url}/gradio_api/heartbeat/page", timeout=60))
+    environment |= {"SPACE_HOST": "ann-form.hf.space", "SPACE_ID": "ann/form", "SYSTEM": "spaces"}
+    with ExitStack() as until_later, started(Path(sys.executable), folder, environment) as running:
+        assert running.url == "https://ann-form.hf.space"
+        running.check_page()
+        client = until_later.enter_context(running.client())
+        open_page = until_later.enter_context(client.stream("GET", "/gradio_api/heartbeat/page"))
         assert open_page.status_code == 200
     assert (folder / "space-data" / "jobs.db").is_file()
     (unpacked,) = tmp_path.glob("hubmerge-*")
@@ -278,5 +300,5 @@ def test_what_is_deployed_runs_with_its_own_requirements_alone(town: LocalHub, w
     for wanted in ([torch], ["-r", str(folder / "requirements.txt")]):
         subprocess.run([python, "-m", "pip", "install", "-q", "-c", pinned, *wanted], check=True, timeout=1500)
     environment = settings_of(town) | {"HF_ENDPOINT": town.endpoint, "TMPDIR": str(tmp_path)}
-    with started(python, folder, environment) as url:
-        check_page(url)
+    with started(python, folder, environment) as running:
+        running.check_page()
