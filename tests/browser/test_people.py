@@ -46,6 +46,7 @@ def states(visit: Visit, town: Town, target: str) -> Iterator[str]:
     visit.fill("Base model", "local/base")
     for number, repo in enumerate(("local/a", "local/b"), 1):
         visit.add(repo, number)
+    visit.choose("Method", "ties")
     visit.button("Settings of model 1").click()
     visit.fill("Publish to", target)
     expect(page.get_by_text("Planned: fits here")).to_be_visible()

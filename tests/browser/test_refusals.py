@@ -36,7 +36,7 @@ def test_a_gated_model_without_access(visit: Callable[..., Visit]) -> None:
         ("method: task_arithmetic\nbase: [", ":3:|line 3|expected"),
         (RECIPE.replace("task_arithmetic", "tas_arithmetic"), "task_arithmetic"),
         (RECIPE.replace("local/a", "/etc/passwd"), "no repository of the Hub"),
-        (RECIPE.replace("local/a", "https://example.org/x"), "no repository of the Hub"),
+        (RECIPE.replace("local/a", "https://example.org/x"), "neither a repo id"),
         (RECIPE.replace("local/a", "local/missing"), "local/missing"),
         (RECIPE + "card: {template: card.md}\n", "card.template"),
     ],
@@ -61,12 +61,9 @@ def test_two_visitors_do_not_see_each_other(visit: Callable[..., Visit], town: T
     expect(bob.job("cy/private-work")).to_have_count(0)
     expect(cy.job("bob/other-work")).to_have_count(0)
 
-    asked = _asked_by(cy, "Cancel")
-    assert asked
-    for one in asked:
-        answer = _ask_as(bob, one)
-        assert "private-work" not in answer
-        assert "you have no job" in answer
+    answers = [_ask_as(bob, asked) for asked in _asked_by(cy, "Cancel")]
+    assert any("you have no job" in answer for answer in answers)
+    assert not any("private-work" in answer for answer in answers)
     cy.page.reload()
     cy.open("Jobs")
     expect(cy.job("cy/private-work")).to_contain_text(re.compile("merging", re.IGNORECASE))

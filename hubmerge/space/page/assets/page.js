@@ -13,7 +13,11 @@ window.hubmerge = (() => {
       if (!block) continue;
       const name = title.textContent.trim();
       const info = block.querySelector("[data-testid=block-info] + *:not(.wrap):not(.input-container)");
-      if (block.tagName === "FIELDSET") block.setAttribute("aria-labelledby", idOf(title));
+      if (block.tagName === "FIELDSET") {
+        block.setAttribute("aria-labelledby", idOf(title));
+        // One group for the arrow keys and for screen readers; gradio gives each button a name of its own.
+        for (const radio of block.querySelectorAll("input[type=radio]")) radio.name = title.id;
+      }
       for (const field of block.querySelectorAll("textarea, input:not([type=radio]):not([type=checkbox])")) {
         const number = field.type === "number" && block.querySelector("input[type=range]");
         field.setAttribute("aria-label", number ? `${name} (number)` : name);
