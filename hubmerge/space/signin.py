@@ -30,6 +30,8 @@ CALLBACK = "/login/callback"
 """Where the Hub sends people back to; what a Space registers by default."""
 _PURPOSE = b"hubmerge: a sign-in under way, 1"
 _UNDER_WAY_S = 600
+_USELESS = (httpx2.HTTPError, LookupError, TypeError, ValueError)
+"""What comes of no answer of the Hub's, or of one that makes no sense."""
 _DEFAULT_S = 3600.0
 """How long a token lasts whose end the Hub does not state."""
 
@@ -70,7 +72,7 @@ class SignIn:
         request.session["next"] = own_path(request.query_params.get("next"))
         try:
             sent: Response = await self._hub.authorize_redirect(request, self._site.url + CALLBACK)
-        except httpx2.HTTPError as error:
+        except _USELESS as error:
             return self._failed(error)
         sent.headers["cache-control"] = "no-store"
         return sent
@@ -88,7 +90,7 @@ class SignIn:
             return _not_signed_in(text, 400)
         except (OAuthError, JoseError) as error:
             return self._refused(str(error.error))
-        except httpx2.HTTPError as error:
+        except _USELESS as error:
             return self._failed(error)
         except HubMergeError as error:
             text = scrub(f"{error.message}. {error.hint}", secret)
@@ -104,9 +106,9 @@ class SignIn:
         text = "The Hub refused the sign-in. Begin it again; if that does not help, tell whoever runs this page."
         return _not_signed_in(text, 400)
 
-    def _failed(self, error: httpx2.HTTPError) -> Response:
-        log.warning("the Hub could not be reached to sign somebody in: %s", type(error).__name__)
-        text = f"{self._client.provider} could not be reached. Try again in a while."
+    def _failed(self, error: Exception) -> Response:
+        log.warning("the Hub was of no use to sign somebody in: %s", type(error).__name__)
+        text = f"{self._client.provider} could not be reached, or is out of order. Try again in a while."
         return _not_signed_in(text, 502)
 
     async def _ask_logout(self, request: Request) -> Response:

@@ -6,6 +6,7 @@ import base64
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from hubmerge.cli import cli
 from hubmerge.errors import AccessError, UsageError
-from hubmerge.localhub import LocalHub, OAuthApp
+from hubmerge.localhub import Fault, LocalHub, OAuthApp
 from hubmerge.space import gate
 from hubmerge.space.gate import MAX_BODY_BYTES
 from hubmerge.space.serving import _listen, _locked, sessions_of
@@ -144,6 +145,28 @@ def test_a_hub_that_cannot_be_reached_is_told_of(hub: LocalHub, tmp_path: Path):
             answer = browser.client.get("/login")
             assert answer.status_code == 502
             assert f"{gone} could not be reached" in answer.text
+
+
+def test_a_hub_that_answers_nonsense_is_told_of(hub: LocalHub, tmp_path: Path):
+    html, lost = {"status": 200, "body": "<html>"}, {"reset": True}
+    faults = (  # in the order of a sign-in: what was once read is kept
+        ("/.well-known/", html), ("/.well-known/", lost), ("/oauth/token", html), ("/oauth/token", {"status": 500}),
+        ("/oauth/token", lost), ("/oauth/jwks", html), ("/oauth/jwks", lost), ("/api/whoami-v2", {"status": 403}),
+        ("/api/whoami-v2", html), ("/api/whoami-v2", {"status": 200, "body": "{}"}),
+    )  # fmt: skip
+    with opened(hub, tmp_path) as door, door.browser() as browser:
+        for path, answer in faults:
+            hub.faults.add(Fault(path=f"^{path}", **answer))
+            begun = browser.client.get("/login")
+            if begun.status_code == 302:
+                begun = browser.sign_in("ann")
+            assert begun.status_code in (400, 502), (path, answer)
+            assert "You are not signed in" in begun.text
+            assert [rule.hits for rule in hub.faults.rules()] == [1], (path, answer)
+            hub.faults.clear()
+        assert browser.who() == "nobody"
+        assert browser.sign_in("ann").status_code == 303
+    assert "Traceback" not in door.log.getvalue()
 
 
 def test_scopes_and_proof_are_asked_for(browser: Browser):
