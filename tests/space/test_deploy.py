@@ -27,7 +27,7 @@ from hubmerge import __version__
 from hubmerge.cli import cli
 from hubmerge.errors import AccessError, HubMergeError, PublishError, UsageError
 from hubmerge.hub import Hub
-from hubmerge.localhub import LocalHub
+from hubmerge.localhub import Fault, LocalHub
 from hubmerge.space.deploy import EXPIRATION_MINUTES, SCOPES, SDK_VERSION, Choices, render, requirements
 from hubmerge.space.safety import Limits
 from tests.space.door import hub_with_people, settings_of
@@ -163,6 +163,13 @@ def test_errors_of_the_hub_are_told_of(start_hub: Callable[..., LocalHub], monke
     with pytest.raises(AccessError, match="there is no token"):
         deploy("--to", "ann/form")
     assert not HfApi(endpoint=hub.endpoint, token=False).repo_exists("ann/form", repo_type="space")
+
+
+def test_who_has_no_paid_plan_is_told_so(hub: LocalHub):
+    words = "Subscribe to PRO to create Spaces with gradio"
+    hub.faults.add(Fault(path="^/api/repos/create", status=402, body=json.dumps({"error": words})))
+    with pytest.raises(PublishError, match=f"HTTP 402: .*{words}"):
+        deploy("--to", "local/form")
 
 
 @pytest.mark.parametrize(
