@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import Any
+from http.cookies import SimpleCookie
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
+import gradio as gr
 import pytest
+from starlette.responses import Response
 
 from hubmerge.errors import UsageError
 from hubmerge.recipe import Recipe
+from hubmerge.space.app import Service
 from hubmerge.space.form import forms
-from hubmerge.space.jobs import Job
+from hubmerge.space.jobs import Job, JobTable
 from hubmerge.space.orders import Order
-from hubmerge.space.page import text
-from hubmerge.space.page.bundles import facts_text, order_to_add, order_to_remove, order_to_retrieve
+from hubmerge.space.page import build, text
+from hubmerge.space.page.bundles import BundlesTab, facts_text, order_to_add, order_to_remove, order_to_retrieve
 from hubmerge.space.page.draft import (
     new_draft,
     recipe_text,
@@ -27,10 +36,17 @@ from hubmerge.space.page.draft import (
     with_values,
     without_model,
 )
-from hubmerge.space.page.jobs import job_title, shown_jobs, what_applies
-from hubmerge.space.page.planning import facts_of, preview_of, status_of, target_of
-from hubmerge.space.page.ways import check_planned, cost, flags, take_away, why_not_here
+from hubmerge.space.page.jobs import JobsTab, job_title, shown_jobs, what_applies
+from hubmerge.space.page.method import MethodStep
+from hubmerge.space.page.models import ModelsStep
+from hubmerge.space.page.planning import PlanStep, facts_of, preview_of, status_of, target_of
+from hubmerge.space.page.result import ResultStep
+from hubmerge.space.page.ways import Ways, check_planned, check_price, cost, flags, take_away, why_not_here
+from hubmerge.space.runner import Runner
+from hubmerge.space.sessions import Client, Cookies, Site
+from hubmerge.space.visitors import Visitor
 
+T = TypeVar("T")
 HOSTILE = '<script>alert("x")</script>\u202eevil\'"&'
 PLAN: dict[str, Any] = {
     "ok": True, "kind": "merge", "method": "linear", "parameters": "scale=1.0", "read": "1 GB", "write": "2 GB",
@@ -301,3 +317,147 @@ def test_whatever_comes_from_elsewhere_is_shown_as_text() -> None:
         assert "<script>" in found.text
         assert "\u202e" not in part
     assert "\u202e" not in text.plain(HOSTILE)
+
+
+# --- what the page's events do ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """With a table and nobody who runs what is in it."""
+    client = Client("id", "secret", "openid", "http://127.0.0.1:1")
+    sessions = Cookies(client, Site.of({}, "127.0.0.1", 7860), "http://127.0.0.1:1")
+    table = JobTable(tmp_path / "jobs.db")
+    runner = Runner(table, tmp_path)
+    yield Service(runner, runner.limits, sessions, "http://127.0.0.1:1", "two cores")
+    table.close()
+
+
+def request_of(service: Service, name: str) -> Any:
+    """A request of somebody's who is signed in; of a stranger's without a name."""
+    sent = Response()
+    assert isinstance(service.sessions, Cookies)
+    if name:
+        service.sessions.begin(sent, Visitor(name, f"hf_{name * 10}"), time.time() + 3600)
+    cookies = SimpleCookie(sent.headers.get("set-cookie", ""))
+    return SimpleNamespace(cookies={key: morsel.value for key, morsel in cookies.items()})
+
+
+def in_loop(make: Callable[..., T], *given: Any) -> T:
+    """gradio makes an event loop for each of its locks, and closes none, unless one is running."""
+
+    async def made() -> T:
+        return make(*given)
+
+    return asyncio.run(made())
+
+
+def sections(service: Service) -> tuple[ModelsStep, PlanStep, Ways, BundlesTab, JobsTab]:
+    return in_loop(_sections, service)
+
+
+def _sections(service: Service) -> tuple[ModelsStep, PlanStep, Ways, BundlesTab, JobsTab]:
+    with gr.Blocks(), gr.Tab("Jobs") as tab:
+        draft, shape = gr.State(new_draft()), gr.State(0)
+        models = ModelsStep(service, draft, shape)
+        result = ResultStep(draft, MethodStep(draft, shape).chosen)
+        plan = PlanStep(service, result)
+        ways, bundles = Ways(service, result, plan), BundlesTab(service)
+        return models, plan, ways, bundles, JobsTab(service, tab, (ways.started, bundles.started))
+
+
+RECIPE = "method: linear\nmodels: [org/a, org/b]\n"
+OF_RECIPE = {**PLAN, "of": [RECIPE, "ann/x"]}
+OPEN = {"ok": True, "repo": "ann/bundle", "place": "ann/bundle"}
+
+
+def test_every_event_is_the_pages_own(service: Service) -> None:
+    functions = in_loop(build, service).fns.values()
+    assert len(functions) > 30
+    drawn = [f for f in functions if f.renderable is not None]
+    assert len(drawn) == 2
+    assert {f.api_visibility for f in functions if f not in drawn} == {"private"}
+    assert {(f.concurrency_id, f.concurrency_limit) for f in drawn} == {("form", 1)}
+    assert {f.concurrency_limit for f in functions if f.concurrency_id == "planning"} == {4}
+
+
+def test_a_stranger_may_look_and_nothing_else(service: Service) -> None:
+    models, plan, ways, bundles, jobs = sections(service)
+    stranger = request_of(service, "")
+    for answer in (
+        models.find("org/", stranger),
+        *plan.plan(RECIPE, "ann/x", {}, stranger),
+        *plan.replan(RECIPE, "ann/x", {}, stranger),
+        ways.start(RECIPE, "ann/x", False, False, False, OF_RECIPE, stranger),
+        ways.submit(RECIPE, "ann/x", False, False, False, OF_RECIPE, "cpu", 60, True, [], stranger),
+        bundles.open("ann/bundle", stranger),
+        bundles._starting(order_to_remove)(stranger, OPEN, "a"),
+        jobs._act("cancel")("k", stranger),
+        jobs.look("k", "", {}, stranger),
+    ):
+        assert "Sign in first" in str(answer)
+    assert service.runner.table.in_state("queued") == ()
+
+
+def test_a_job_is_of_who_starts_it_and_of_nobody_else(service: Service) -> None:
+    *_, ways, _, jobs = sections(service)
+    ann, bob = request_of(service, "ann"), request_of(service, "bob")
+    said, key = ways.start(RECIPE, "ann/x", True, True, False, OF_RECIPE, ann)
+    assert "Started" in said
+    job = service.runner.table.get("ann", key)
+    assert (job.order.public, job.order.create_pr, job.order.accept_license_risk) == (True, True, False)
+    for what in ("cancel", "resume", "forget"):
+        assert "you have no job" in jobs._act(what)(key, bob)
+    assert "ann/x" not in str(jobs.look(key, key, {}, bob))
+    assert "ann/x" in str(jobs.look("", "", {}, ann))
+    assert "Cancelled: ann/x" in jobs._act("cancel")(key, ann)
+    assert service.runner.table.get("ann", key).state == "cancelled"
+    assert "Forgotten: ann/x" in jobs._act("forget")(key, ann)
+
+
+def test_what_has_not_changed_is_not_shown_again(service: Service) -> None:
+    *_, ways, _, jobs = sections(service)
+    ann = request_of(service, "ann")
+    _, key = ways.start(RECIPE, "ann/x", False, False, False, OF_RECIPE, ann)
+    *parts, _, shown = jobs.look("", key, {}, ann)
+    assert not any(part == gr.skip() for part in parts)
+    *parts, _, again = jobs.look(key, "", shown, ann)
+    assert all(part == gr.skip() for part in parts)
+    assert again == shown
+
+
+@pytest.mark.parametrize("wrong", [None, 7, [], {"a": 1}, "\x00", "x" * 100_000, HOSTILE], ids=lambda w: repr(w)[:9])
+def test_nothing_that_is_sent_breaks_the_page(service: Service, wrong: Any) -> None:
+    models, plan, ways, bundles, jobs = sections(service)
+    ann = request_of(service, "ann")
+    for answer in (
+        models.use_as_base(wrong, wrong, new_draft()),
+        models.add(wrong, wrong, new_draft(), 0),
+        *plan.plan(wrong, wrong, {}, ann),
+        ways.start(wrong, wrong, wrong, wrong, wrong, OF_RECIPE, ann),
+        ways.submit(wrong, wrong, wrong, wrong, wrong, OF_RECIPE, wrong, wrong, wrong, [], ann),
+        ways.take({}, wrong, wrong, wrong, wrong),
+        bundles._starting(order_to_remove)(ann, {}, wrong),
+        jobs._act("cancel")(wrong, ann),
+        jobs.look(wrong, "", {}, ann),
+    ):
+        assert "<script>" not in str(answer)
+    assert service.runner.table.in_state("queued", "planning") == ()
+
+
+def test_a_job_elsewhere_costs_no_more_than_was_agreed_to(service: Service) -> None:
+    ways = sections(service)[2]
+    ann = request_of(service, "ann")
+    for agreed, minutes, plan, said in (
+        (False, 60, OF_RECIPE, "this costs money"),
+        ("yes", 60, OF_RECIPE, "this costs money"),
+        (True, 0, OF_RECIPE, "timeout"),
+        (True, True, OF_RECIPE, "timeout"),
+        (True, 60, {**OF_RECIPE, "kind": "bundle"}, "not on Hugging Face Jobs"),
+        (True, 60, PLAN, "not planned"),
+    ):
+        answer, _ = ways.submit(RECIPE, "ann/x", False, False, False, plan, "cpu", minutes, agreed, [], ann)
+        assert said in answer
+    with pytest.raises(UsageError, match=r"\$3\.00 per hour by now, and \$1\.50 was shown"):
+        check_price(3.0, [{"name": "cpu", "usd_per_hour": 1.5}], "cpu")
+    check_price(1.5, [{"name": "cpu", "usd_per_hour": 1.5}], "cpu")

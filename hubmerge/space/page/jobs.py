@@ -141,6 +141,7 @@ class JobsTab:
 
     def _listen(self) -> None:
         self.refresh(self._timer.tick)
+        self.refresh(self._tab.select)
         self.refresh(self._job.input)
         for button, act in ((self._cancel, "cancel"), (self._resume, "resume"), (self._forget, "forget")):
             # Without gradio's check that the job is among the choices: the table knows whose it is.

@@ -16,6 +16,9 @@ from hubmerge.space.search import MAX_CHARS, MIN_CHARS, search
 if TYPE_CHECKING:
     from hubmerge.space.app import Service
 
+MOST = 20
+"""Models that are shown of those that were found."""
+
 
 def found_text(found: dict[str, Any], asked: str) -> str:
     """How many models were found, in words."""
@@ -24,7 +27,8 @@ def found_text(found: dict[str, Any], asked: str) -> str:
     if len(asked.strip()) < MIN_CHARS:
         return text.note(f"Write at least {MIN_CHARS} letters of a model's name.")
     n = len(found["models"])
-    return text.note(f"{n or 'No'} model{'' if n == 1 else 's'} found.")
+    more = "The most used ones; more letters find others." if n == MOST else ""
+    return text.note(f"{n or 'No'} model{'' if n == 1 else 's'} found.", more)
 
 
 class ModelsStep:
@@ -72,7 +76,7 @@ class ModelsStep:
         except HubMergeError as error:
             return gr.update(choices=[], value=None, visible=False), text.problem(error)
         asked = str(asked or "")
-        found = search(visitor, asked)
+        found = search(visitor, asked, MOST)
         choices = [(text.plain(m["label"]), m["repo"]) for m in found.get("models", ())]
         shown = gr.update(choices=choices, value=None, visible=bool(choices))
         return shown, found_text(found, asked)

@@ -88,7 +88,8 @@ class PlanStep:
         self.planned = gr.State(NOTHING)
         """The plan that is shown, with what it is of."""
         heading("4. Plan and start", "A plan reads headers only and costs nothing. It follows what you change above.")
-        self._button = gr.Button("Plan", variant="primary", size="md")
+        with gr.Row(elem_classes="hm-buttons"):
+            self._button = gr.Button("Plan", variant="primary", size="md")
         self._status = live()
         self._facts = gr.HTML("")
         with gr.Accordion("Preview of the model card", open=False):

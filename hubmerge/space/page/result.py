@@ -59,7 +59,8 @@ class ResultStep:
                 label="Recipe", lines=12, max_lines=40, elem_classes="hm-code", buttons=["copy"],
                 html_attributes=gr.InputHTMLAttributes(spellcheck=False, autocapitalize="off"),
             )  # fmt: skip
-            save = gr.Button("Download merge.yaml", size="sm")
+            with gr.Row(elem_classes="hm-buttons"):
+                save = gr.Button("Download merge.yaml", size="sm")
             save.click(None, [self.recipe], None, js="(text) => hubmerge.download('merge.yaml', text)", **QUIET)
 
     def _listen(self, chosen: gr.State) -> None:

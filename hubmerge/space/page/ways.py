@@ -84,7 +84,7 @@ def take_away(plan: Planned, target: str, options: tuple[str, ...]) -> str:
 
 def machine_label(machine: dict[str, Any]) -> str:
     """A machine of the Hub's in a line."""
-    return text.plain(f"{machine['name']}: {machine['hardware']}, ${machine['usd_per_hour']:.2f} per hour")
+    return text.plain(f"{machine['name']}: ${machine['usd_per_hour']:.2f} per hour, {machine['hardware']}")
 
 
 def cost(offered: list[dict[str, Any]], name: Any, minutes: Any) -> str:
@@ -229,7 +229,7 @@ class Ways:
                 visitor, str(recipe), goes_to, self._service.limits,
                 flavor=str(machine or ""), timeout_s=timeout_s, flags=options,
             )  # fmt: skip
-            _check_price(offer, offered, str(machine))
+            check_price(offer["submission"].flavor.usd_per_minute * 60, offered, str(machine))
             job = submit(offer["submission"], visitor.hub())
         except HubMergeError as error:
             return text.problem(error, token), gr.skip()
@@ -242,10 +242,13 @@ def _timeout(minutes: Any) -> int:
     return int(minutes) * 60
 
 
-def _check_price(offer: dict[str, Any], offered: list[dict[str, Any]], machine: str) -> None:
-    """The Hub may ask more by now than when it was shown."""
+def check_price(now: float, offered: list[dict[str, Any]], machine: str) -> None:
+    """The Hub may ask more by now than when it was shown; both in US dollars per hour.
+
+    Raises:
+        UsageError: It does.
+    """
     shown = next((m["usd_per_hour"] for m in offered if m["name"] == machine), 0.0)
-    now = offer["submission"].flavor.usd_per_minute * 60
     if round(now, 4) > shown:
         raise UsageError(
             f"{machine} costs ${now:.2f} per hour by now, and ${shown:.2f} was shown", hint="Load this page anew."
