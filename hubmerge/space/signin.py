@@ -45,8 +45,8 @@ class SignIn:
     """
 
     def __init__(self, cookies: Cookies, endpoint: str | None) -> None:
-        self._client, self._site, self._cookies, self._endpoint = cookies.client, cookies.site, cookies, endpoint
         client = cookies.client
+        self._client, self._site, self._cookies, self._endpoint = client, cookies.site, cookies, endpoint
         self._hub: Any = OAuth().register(
             name="hub",
             client_id=client.id,
