@@ -183,7 +183,7 @@ def test_the_card_stands_in_the_page_below_its_headings() -> None:
 
 
 def test_only_what_was_planned_is_started() -> None:
-    assert check_planned(PLAN, "recipe", " ann/x ", risk=False) == "ann/x"
+    assert check_planned(PLAN, "recipe", " ann/y ", risk=False) == "ann/y"
     blocked = {**PLAN, "verdict": "blocked"}
     assert check_planned(blocked, "recipe", "ann/x", risk=True) == "ann/x"
     for plan, recipe, target, said in (

@@ -141,6 +141,6 @@ def _of(recipe: Any, target: Any) -> list[str]:
     return [str(recipe or ""), str(target or "").strip()]
 
 
-def is_of(plan: Planned, recipe: Any, target: Any) -> bool:
-    """Whether a plan is of this recipe and target."""
-    return plan.get("of") == _of(recipe, target)
+def is_of(plan: Planned, recipe: Any) -> bool:
+    """Whether a plan is of this recipe. Where the result goes changes nothing of what is read, made, or allowed."""
+    return bool(plan) and plan["of"][0] == str(recipe or "")

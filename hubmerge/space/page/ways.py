@@ -52,7 +52,7 @@ def check_planned(plan: Planned, recipe: Any, target: Any, *, risk: bool) -> str
     goes_to = target_of(target)
     if not goes_to:
         raise UsageError("where the result goes is not said", hint="Fill in “Publish to”: owner/name.")
-    if not is_of(plan, recipe, target):
+    if not is_of(plan, recipe):
         raise UsageError("this is not planned yet", hint="Press “Plan”, and look at the plan first.")
     if "error" in plan or not plan["ok"]:
         raise UsageError("the plan says that this cannot run", hint="It says above why.")
@@ -154,10 +154,11 @@ class Ways:
             [self._machine.change, self._minutes.change, self._offered.change],
             cost, [self._offered, self._machine, self._minutes], [self._cost], **TABLE,
         )  # fmt: skip
-        self.start_here = self._start.click(
+        # What was changed just now is written into the recipe first, so that nothing older is started.
+        self._result.compose_first(self._start.click).then(
             self.start, [*where, *wishes, self._plan.planned], [self._started_text, self.started], **TABLE
         )
-        self._submit.click(
+        self._result.compose_first(self._submit.click).then(
             self.submit,
             [*where, *wishes, self._plan.planned, self._machine, self._minutes, self._agreed, self._offered],
             [self._submitted, self._agreed], **HUB,
