@@ -27,10 +27,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from hubmerge.licenses.table import spdx_spelling
+from hubmerge.recipe import Recipe
+
 PATIENCE_S = 120.0
 """For an answer of the forge, which may be importing on a busy machine."""
-_NEEDED = ("hubmerge.api", "hubmerge.bundles.api", "hubmerge.space.plan", "hubmerge.space.worker")
+_NEEDED = (
+    "hubmerge.adapters.plain", "hubmerge.api", "hubmerge.bundles.api", "hubmerge.space.plan", "hubmerge.space.worker",
+    "anyio._backends._asyncio", "httpcore2", "huggingface_hub.hf_api", "license_expression", "tqdm.auto",
+)  # fmt: skip
 """What jobs import, if only some of them."""
+_ANY_RECIPE = "{method: linear, models: [owner/a, owner/b]}"
 
 
 class Child:
@@ -177,6 +184,8 @@ def main() -> None:
     control = socket.socket(fileno=0)
     for name in _NEEDED:
         importlib.import_module(name)
+    Recipe.loads(_ANY_RECIPE).to_yaml()  # imports all methods and codecs, and what reads and writes YAML
+    spdx_spelling("mit")  # reads the list of licences
     gc.collect()
     gc.freeze()  # a collection in a child would touch, and so copy, what all of them share
     _Forging(control).run()

@@ -30,6 +30,15 @@ def violations(page: Page) -> list[str]:
     ]
 
 
+def test_axe_would_find_something(visit: Callable[..., Visit]) -> None:
+    page = visit(ANN, signed_in=False).page
+    assert violations(page) == []
+    page.evaluate(
+        "document.querySelector('h1').outerHTML = '<img src=data:,><p style=\"color:#ccc;background:#fff\">grey</p>'"
+    )
+    assert [found.split()[0] for found in violations(page)] == ["color-contrast", "image-alt"]
+
+
 def states(visit: Visit, town: Town, target: str) -> Iterator[str]:
     """Leads a page through its main states, and says which one it is in."""
     page = visit.page

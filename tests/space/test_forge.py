@@ -105,6 +105,7 @@ def test_a_forge_that_does_not_even_start_is_an_error(tmp_path: Path) -> None:
         broken.begin(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_forked_job_computes_the_bits_that_any_process_does(
     start_hub: Callable[..., LocalHub], tmp_path: Path
 ) -> None:
