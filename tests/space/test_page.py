@@ -393,7 +393,7 @@ def test_a_stranger_may_look_and_nothing_else(service: Service) -> None:
         bundles.open("ann/bundle", stranger),
         bundles._starting(order_to_remove)(stranger, OPEN, "a"),
         jobs._act("cancel")("k", stranger),
-        jobs.look("k", "", {}, stranger),
+        jobs.look("k", {}, stranger),
     ):
         assert "Sign in first" in str(answer)
     assert service.runner.table.in_state("queued") == ()
@@ -408,8 +408,8 @@ def test_a_job_is_of_who_starts_it_and_of_nobody_else(service: Service) -> None:
     assert (job.order.public, job.order.create_pr, job.order.accept_license_risk) == (True, True, False)
     for what in ("cancel", "resume", "forget"):
         assert "you have no job" in jobs._act(what)(key, bob)
-    assert "ann/x" not in str(jobs.look(key, key, {}, bob))
-    assert "ann/x" in str(jobs.look("", "", {}, ann))
+    assert "ann/x" not in str(jobs.look(key, {}, bob))
+    assert "ann/x" in str(jobs.look("", {}, ann))
     assert "Cancelled: ann/x" in jobs._act("cancel")(key, ann)
     assert service.runner.table.get("ann", key).state == "cancelled"
     assert "Forgotten: ann/x" in jobs._act("forget")(key, ann)
@@ -419,11 +419,13 @@ def test_what_has_not_changed_is_not_shown_again(service: Service) -> None:
     *_, ways, _, jobs = sections(service)
     ann = request_of(service, "ann")
     _, key = ways.start(RECIPE, "ann/x", False, False, False, OF_RECIPE, ann)
-    *parts, _, shown = jobs.look("", key, {}, ann)
+    _, later = ways.start(RECIPE, "ann/y", False, False, False, OF_RECIPE, ann)
+    *parts, shown = jobs.look(key, {}, ann)
     assert not any(part == gr.skip() for part in parts)
-    *parts, _, again = jobs.look(key, "", shown, ann)
+    *parts, again = jobs.look(key, shown, ann)
     assert all(part == gr.skip() for part in parts)
     assert again == shown
+    assert (shown["chosen"], jobs.look("", {}, ann)[-1]["chosen"]) == (key, later)
 
 
 @pytest.mark.parametrize("wrong", [None, 7, [], {"a": 1}, "\x00", "x" * 100_000, HOSTILE], ids=lambda w: repr(w)[:9])
@@ -439,7 +441,7 @@ def test_nothing_that_is_sent_breaks_the_page(service: Service, wrong: Any) -> N
         ways.take({}, wrong, wrong, wrong, wrong),
         bundles._starting(order_to_remove)(ann, {}, wrong),
         jobs._act("cancel")(wrong, ann),
-        jobs.look(wrong, "", {}, ann),
+        jobs.look(str(wrong), {}, ann),
     ):
         assert "<script>" not in str(answer)
     assert service.runner.table.in_state("queued", "planning") == ()

@@ -122,7 +122,7 @@ class JobsTab:
     def __init__(self, service: Service, tab: gr.Tab, started: Sequence[gr.State]) -> None:
         self._service, self._tab, self._started = service, tab, started
         self._shown = gr.State({})
-        self._wanted = gr.State("")
+        self._chosen = gr.State("")
         self._timer = gr.Timer(EVERY_S, active=False)
         heading(
             "Jobs", "Your own jobs, the newest first. They go on when you close this page, and nobody else sees them."
@@ -142,37 +142,36 @@ class JobsTab:
     def _listen(self) -> None:
         self.refresh(self._timer.tick)
         self.refresh(self._tab.select)
-        self.refresh(self._job.input)
+        # All that name a job go without gradio's check that it is among the choices: the table knows whose it is.
+        for trigger, named in ((self._job.input, self._job), *((s.change, s) for s in self._started)):
+            chosen = trigger(lambda key: str(key or ""), [named], [self._chosen], preprocess=False, **TABLE)
+            self.refresh(chosen.then)
         for button, act in ((self._cancel, "cancel"), (self._resume, "resume"), (self._forget, "forget")):
-            # Without gradio's check that the job is among the choices: the table knows whose it is.
             acted = button.click(self._act(act), [self._job], [self._done], preprocess=False, **TABLE)
             self.refresh(acted.then)
-        for state in self._started:
-            moved = state.change(lambda key: key, [state], [self._wanted], **TABLE)
-            self.refresh(moved.then)
 
     def refresh(self, trigger: Any) -> Any:
         """Show how far the jobs are, after something has happened."""
         return trigger(
-            self.look, [self._job, self._wanted, self._shown],
+            self.look, [self._chosen, self._shown],
             [
                 self._under_way, self._over, self._said, self._job, self._choose, self._cancel, self._resume,
-                self._forget, self._timer, self._tab, self._wanted, self._shown,
+                self._forget, self._timer, self._tab, self._shown,
             ],
-            trigger_mode="always_last", preprocess=False, **TABLE,
+            trigger_mode="always_last", **TABLE,
         )  # fmt: skip
 
-    def look(self, chosen: Any, wanted: str, before: Shown, request: gr.Request) -> tuple[Any, ...]:
+    def look(self, chosen: str, before: Shown, request: gr.Request) -> tuple[Any, ...]:
         """What has changed since it was shown last."""
         visitor = self._service.sessions.visitor_of(request)
         jobs = self._service.runner.table.of(visitor.name) if visitor is not None else ()
-        now = shown_jobs(jobs, self._places(visitor, jobs), wanted or str(chosen or ""))
+        now = shown_jobs(jobs, self._places(visitor, jobs), chosen)
         if visitor is None:
             now["said"] = text.note("Sign in first: then your jobs are shown here.")
         changed = {part for part in _PARTS if now[part] != before.get(part)}
 
         def if_changed(value: Any, *parts: str) -> Any:
-            return value if changed & {*parts} or wanted else gr.skip()
+            return value if changed & {*parts} else gr.skip()
 
         choices = [tuple(c) for c in now["choices"]]
         return (
@@ -184,7 +183,6 @@ class JobsTab:
             *(if_changed(gr.update(interactive=applies), "buttons") for applies in now["buttons"]),
             if_changed(gr.Timer(active=now["active"]), "active"),
             if_changed(gr.update(label=now["tab"]), "tab"),
-            "",
             now,
         )
 

@@ -32,9 +32,9 @@ def theme() -> gr.themes.Base:
 
 def look() -> dict[str, Any]:
     """What ``gr.mount_gradio_app`` is given."""
-    script = (_ASSETS / "page.js").read_text(encoding="utf-8")
+    script, screens, css = ((_ASSETS / n).read_text(encoding="utf-8") for n in ("page.js", "screens.css", "page.css"))
     return {
         "theme": theme(),
-        "css": (_ASSETS / "page.css").read_text(encoding="utf-8"),
-        "head": f'<meta name="color-scheme" content="light dark"><script>{script}</script>',
+        "css": css,
+        "head": f'<meta name="color-scheme" content="light dark"><style>{screens}</style><script>{script}</script>',
     }
