@@ -7,6 +7,12 @@ window.hubmerge = (() => {
 
   const idOf = (element) => (element.id ||= `hm-${++count}`);
 
+  // One group for the arrow keys and for screen readers: gradio gives each button a name of its own, with every choice.
+  function joinGroup(radio) {
+    const group = radio.closest("fieldset")?.getAttribute("aria-labelledby");
+    if (group && radio.name !== group) radio.name = group;
+  }
+
   function nameFields(root) {
     for (const title of root.querySelectorAll("[data-testid=block-info]")) {
       const block = title.closest(".block");
@@ -15,8 +21,7 @@ window.hubmerge = (() => {
       const info = block.querySelector("[data-testid=block-info] + *:not(.wrap):not(.input-container)");
       if (block.tagName === "FIELDSET") {
         block.setAttribute("aria-labelledby", idOf(title));
-        // One group for the arrow keys and for screen readers; gradio gives each button a name of its own.
-        for (const radio of block.querySelectorAll("input[type=radio]")) radio.name = title.id;
+        block.querySelectorAll("input[type=radio]").forEach(joinGroup);
       }
       for (const field of block.querySelectorAll("textarea, input:not([type=radio]):not([type=checkbox])")) {
         const number = field.type === "number" && block.querySelector("input[type=range]");
@@ -93,6 +98,9 @@ window.hubmerge = (() => {
   }
 
   new MutationObserver(later).observe(document.documentElement, { childList: true, subtree: true });
+  new MutationObserver((changes) => {
+    for (const { target } of changes) if (target.type === "radio") joinGroup(target);
+  }).observe(document.documentElement, { subtree: true, attributeFilter: ["name"] });
   later();
   return { download };
 })();
