@@ -54,48 +54,24 @@ def live(first: str = "") -> gr.HTML:
 
 def widget(control: Control, value: Any, number: int | None = None) -> Any:
     """The gradio component of a control; of one model, it may be left empty."""
-    label, own = label_of(control, number), number is not None and control is not WEIGHT
+    own = number is not None and control is not WEIGHT
     shown = control.default if value is None and not own else value
-    info = control.help if number is None else None
+    words: dict[str, Any] = {
+        "label": label_of(control, number), "info": control.help if number is None else None, "interactive": True,
+    }  # fmt: skip
     if control.widget == "choice":
         choices = [("as for all models", "")] if own else []
         choices += [(c, c) for c in control.choices]
-        return gr.Dropdown(
-            choices, value=choices[0][1] if shown is None else shown, label=label, info=info, interactive=True
-        )
+        return gr.Dropdown(choices, value=choices[0][1] if shown is None else shown, **words)
     if control.widget == "switch":
-        return gr.Checkbox(bool(shown), label=label, info=info, interactive=True)
-    if control.widget == "text":
-        return gr.Textbox("" if shown is None else str(shown), label=label, info=info, interactive=True, max_lines=1)
-    if control.widget == "slider" and not own:
-        return gr.Slider(
-            control.minimum or 0.0,
-            control.maximum or 1.0,
-            value=shown,
-            step=control.step,
-            label=label,
-            info=info,
-            interactive=True,
-        )
-    if own or control.default is None:
+        return gr.Checkbox(bool(shown), **words)
+    if control.widget == "text" or own or control.default is None:
         # gradio's field of a number cannot be empty: it says that 0 was set. Text is read as a number all the same.
         empty = "as for all models" if own else "left to the method"
-        return gr.Textbox(
-            "" if shown is None else str(shown),
-            label=label,
-            info=info,
-            interactive=True,
-            placeholder=empty,
-            max_lines=1,
-        )
-    return gr.Number(
-        value=shown,
-        label=label,
-        info=info,
-        interactive=True,
-        step=control.step or 0.1,
-        precision=0 if control.whole else None,
-    )
+        return gr.Textbox("" if shown is None else str(shown), placeholder=empty, max_lines=1, **words)
+    if control.widget == "slider":
+        return gr.Slider(control.minimum or 0.0, control.maximum or 1.0, value=shown, step=control.step, **words)
+    return gr.Number(value=shown, step=control.step or 0.1, precision=0 if control.whole else None, **words)
 
 
 def edits(components: Sequence[Any]) -> list[Any]:
