@@ -22,7 +22,7 @@ from hubmerge.space.app import Service
 from hubmerge.space.form import forms
 from hubmerge.space.jobs import Job, JobTable
 from hubmerge.space.orders import Order
-from hubmerge.space.page import build, text
+from hubmerge.space.page import build, planning, text
 from hubmerge.space.page.bundles import BundlesTab, facts_text, order_to_add, order_to_remove, order_to_retrieve
 from hubmerge.space.page.draft import (
     new_draft,
@@ -426,6 +426,21 @@ def test_what_has_not_changed_is_not_shown_again(service: Service) -> None:
     assert all(part == gr.skip() for part in parts)
     assert again == shown
     assert (shown["chosen"], jobs.look("", {}, ann)[-1]["chosen"]) == (key, later)
+
+
+def test_a_fault_of_ours_is_said_and_logged_without_the_token(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(visitor: Visitor, *_: Any) -> dict[str, Any]:
+        raise ZeroDivisionError(f"with {visitor.token}")
+
+    monkeypatch.setattr(planning, "live_plan", fails)
+    plan = sections(service)[1]
+    *_, (status, facts, _, planned) = plan.plan(RECIPE, "ann/x", {}, request_of(service, "ann"))
+    assert "cannot run: this could not be planned" in status
+    assert (facts, planned["ok"]) == ("", False)
+    assert "ZeroDivisionError: with ***" in caplog.text
+    assert "hf_ann" not in caplog.text
 
 
 @pytest.mark.parametrize("wrong", [None, 7, [], {"a": 1}, "\x00", "x" * 100_000, HOSTILE], ids=lambda w: repr(w)[:9])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from hubmerge.errors import HubMergeError
+from hubmerge.hub.translate import scrub_chain
 from hubmerge.space.page import text
 from hubmerge.space.page.common import PLANNING, edits, heading, live, visitor_of
 from hubmerge.space.page.result import ResultStep
@@ -17,9 +19,13 @@ from hubmerge.space.safety import check_target
 
 if TYPE_CHECKING:
     from hubmerge.space.app import Service
+    from hubmerge.space.visitors import Visitor
+
+log = logging.getLogger(__name__)
 
 Planned = dict[str, Any]
 NOTHING: Planned = {}
+_FAULT = "this could not be planned, by a fault of the page's own"
 _HEADING = re.compile(r"^(#{1,6}) ")
 
 
@@ -133,8 +139,16 @@ class PlanStep:
             yield text.problem(error), "", preview_of(NOTHING), NOTHING
             return
         yield text.note("Planning …"), gr.skip(), gr.skip(), gr.skip()
-        found = {**live_plan(visitor, str(recipe), goes_to, self._service.limits), "of": _of(recipe, target)}
+        found = {**self._planned(visitor, str(recipe), goes_to), "of": _of(recipe, target)}
         yield status_of(found), facts_of(found), preview_of(found), found
+
+    def _planned(self, visitor: Visitor, recipe: str, target: str) -> Planned:
+        try:
+            return live_plan(visitor, recipe, target, self._service.limits)
+        except Exception as error:  # a fault of ours; the page must not be left with a plan that is on its way
+            scrub_chain(error, visitor.token)
+            log.exception("a plan could not be made")
+            return {"ok": False, "error": _FAULT, "hint": "Try again; if it stays so, tell whoever runs this page."}
 
 
 def _of(recipe: Any, target: Any) -> list[str]:
