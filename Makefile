@@ -12,7 +12,7 @@ WORKDIR ?= .demo
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint wheel-check dist docs clean
+.PHONY: help demo test test-browser test-all lint wheel-check dist docs clean
 
 help:  ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +23,11 @@ demo: $(VENV)/.demo-ready  ## Train five small models, merge them three ways on 
 test: $(VENV)/.test-ready  ## Run the tests.
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
+test-browser: $(VENV)/.test-ready  ## Run the tests of the web form that need Chromium (Debian: apt install chromium).
+	$(BIN)/python -m pytest -q -m browser tests/browser
+
 test-all: $(VENV)/.test-ready  ## Run all tests, the slow ones too.
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+	$(BIN)/python -m pytest -q -m "slow or browser or not slow"
 
 docs: $(VENV)/.test-ready  ## Generate the reference page of the methods.
 	$(BIN)/hubmerge methods --markdown > docs/methods.md

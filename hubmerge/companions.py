@@ -74,6 +74,17 @@ def companions(
     return files
 
 
+def card_before(
+    recipe: Recipe, planned: Plan, hub: Hub, repo: str | None, results: Comparison | None = None
+) -> str:  # fmt: skip
+    """The card as far as it is known before anything is read.
+
+    Raises:
+        UsageError: What is wrong with the template of the recipe's author.
+    """
+    return render_card(CardFacts(planned, recipe, repo, hub.endpoint if repo else HUB_URL, results=results))
+
+
 def check_card(recipe: Recipe, planned: Plan, hub: Hub, repo: str | None, results: Comparison | None) -> None:
     """Render the card before anything is read, as far as it is known then; if it is published, the Hub checks it.
 
@@ -81,7 +92,7 @@ def check_card(recipe: Recipe, planned: Plan, hub: Hub, repo: str | None, result
         UsageError: What is wrong with the template of the recipe's author.
         PublishError: What the Hub does not accept.
     """
-    text = render_card(CardFacts(planned, recipe, repo, hub.endpoint if repo else HUB_URL, results=results))
+    text = card_before(recipe, planned, hub, repo, results)
     if repo is not None:
         hub.validate_card(text)
 

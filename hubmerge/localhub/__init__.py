@@ -3,6 +3,7 @@
 from hubmerge.localhub.auth import DEFAULT_TOKEN, User, parse_user
 from hubmerge.localhub.core import RootInUseError
 from hubmerge.localhub.faults import Fault, FaultBook, FaultRule
+from hubmerge.localhub.oauth import OAuthApp
 from hubmerge.localhub.process import HubProcess
 from hubmerge.localhub.server import LocalHub, serve
 from hubmerge.localhub.wire import Limits, RequestLog, RequestRecord
@@ -15,6 +16,7 @@ __all__ = [
     "HubProcess",
     "Limits",
     "LocalHub",
+    "OAuthApp",
     "RequestLog",
     "RequestRecord",
     "RootInUseError",

@@ -55,9 +55,13 @@ def create_repo(call: Call) -> Response:
     body, user = call.json(), require_user(call.identity)
     kind, repo_id = _named(body, user)
     require_writer(user, repo_id.partition("/")[0])
+    if kind == "space" and body.get("sdk") not in cards.SDKS:
+        raise bad_request(f'"sdk" must be one of {", ".join(cards.SDKS)}')
     url = f"{call.base_url}/{repo_id if kind == 'model' else f'{kind}s/{repo_id}'}"
     try:
-        call.core.create_repo(kind, repo_id, user, private=_private(body) or False, sdk=body.get("sdk"))
+        repo = call.core.create_repo(kind, repo_id, user, private=_private(body) or False, sdk=body.get("sdk"))
+        if kind == "space" and body.get("hardware"):
+            call.core.repos.set_hardware(repo, str(body["hardware"]))
     except HubError as error:
         if error.status == 409:  # `exist_ok` reads the address from the refusal
             error.payload["url"] = url

@@ -142,6 +142,11 @@ class Accounts:
             db.execute("INSERT INTO issued VALUES (?, ?, ?, ?, ?)", row)
         return token
 
+    def names(self) -> list[str]:
+        """All users' names, in order."""
+        rows = self._database.connection().execute("SELECT DISTINCT user FROM tokens ORDER BY user")
+        return [row["user"] for row in rows]
+
     def exists(self, name: str) -> bool:
         """Whether a user of that name is known."""
         row = self._database.connection().execute("SELECT 1 FROM tokens WHERE user = ?", (name,)).fetchone()

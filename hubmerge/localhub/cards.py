@@ -9,6 +9,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from hubmerge.localhub.oauth import SCOPES
+
 _LICENSE_TEXT = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
 afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0
@@ -22,6 +24,10 @@ grok2-community gemma unknown other
 """
 LICENSES = frozenset(_LICENSE_TEXT.split())
 RELATIONS = frozenset(("adapter", "finetune", "merge", "quantized"))
+SDKS = ("gradio", "docker", "static", "streamlit")
+_COLORS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+_MAX_DESCRIPTION_CHARS = 60
+_MAX_OAUTH_MINUTES = 30 * 24 * 60
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*(\r?\n|\Z)", re.S | re.M)
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.A)
 
@@ -83,6 +89,8 @@ def validate(text: str, kind: str) -> CardReport:
     _check_license(data, report)
     if kind == "model":
         _check_model(data, report)
+    if kind == "space":
+        _check_space(data, report)
     for key in ("tags", "datasets", "metrics", "language"):
         if key in data:
             _check_strings(key, data[key], report)
@@ -129,3 +137,25 @@ def _check_model(data: dict[str, Any], report: CardReport) -> None:
             report.errors.append(f'"model-index[{number}].name" is required')
         elif not isinstance(model.get("results"), list):
             report.errors.append(f'"model-index[{number}].results" is required')
+
+
+def _check_space(data: dict[str, Any], report: CardReport) -> None:
+    if data.get("sdk") not in SDKS:
+        report.errors.append(f'"sdk" must be one of {", ".join(SDKS)}')
+    for key in ("title", "emoji", "sdk_version", "python_version", "app_file", "suggested_hardware"):
+        if key in data and not isinstance(data[key], str):
+            report.errors.append(f'"{key}" must be a string (quote values such as 3.10)')
+    for key in ("colorFrom", "colorTo"):
+        if key in data and data[key] not in _COLORS:
+            report.errors.append(f'"{key}" must be one of {", ".join(_COLORS)}')
+    description = data.get("short_description", "")
+    if not isinstance(description, str) or len(description) > _MAX_DESCRIPTION_CHARS:
+        report.errors.append(f'"short_description" must have at most {_MAX_DESCRIPTION_CHARS} characters')
+    if not isinstance(data.get("hf_oauth", False), bool):
+        report.errors.append('"hf_oauth" must be true or false')
+    unknown = [str(scope) for scope in _strings(data.get("hf_oauth_scopes", [])) if scope not in SCOPES]
+    if unknown:
+        report.errors.append(f'"hf_oauth_scopes" has unknown ones: {", ".join(unknown)}')
+    minutes = data.get("hf_oauth_expiration_minutes", 1)
+    if not isinstance(minutes, int) or not 1 <= minutes <= _MAX_OAUTH_MINUTES:
+        report.errors.append(f'"hf_oauth_expiration_minutes" must be from 1 to {_MAX_OAUTH_MINUTES}')

@@ -15,6 +15,7 @@ from hubmerge.localhub.discussions import Discussions
 from hubmerge.localhub.errors import entry_not_found
 from hubmerge.localhub.history import DEFAULT_BRANCH, History
 from hubmerge.localhub.jobs import Jobs
+from hubmerge.localhub.oauth import OAuth, OAuthApp
 from hubmerge.localhub.objects import ObjectStore
 from hubmerge.localhub.patterns import DEFAULT_GITATTRIBUTES
 from hubmerge.localhub.publishers import Publishers
@@ -66,12 +67,15 @@ class Core:
         root: Folder with all state; created when absent. One process at a time may have it open.
         users: Everyone whose token is valid from now on.
         config: Settings.
+        apps: Applications that people may sign in to.
 
     Raises:
         RootInUseError: Another server has the folder open.
     """
 
-    def __init__(self, root: Path, users: Sequence[User] = (), config: HubConfig | None = None) -> None:
+    def __init__(
+        self, root: Path, users: Sequence[User] = (), config: HubConfig | None = None, apps: Sequence[OAuthApp] = ()
+    ) -> None:
         self.config = config or HubConfig()
         root.mkdir(parents=True, exist_ok=True)
         # The kernel drops the lock when the process dies, however it dies.
@@ -94,6 +98,7 @@ class Core:
         secret = self._secret()
         self.signer = Signer(secret, self.config.url_ttl_s)
         self.publishers = Publishers(self._database, self.accounts, secret)
+        self.oauth = OAuth(self._database, self.accounts, apps)
 
     def _secret(self) -> bytes:
         with self._database.write() as db:

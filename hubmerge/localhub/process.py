@@ -14,14 +14,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from hubmerge.localhub.auth import LOCAL_USER, User
+from hubmerge.localhub.oauth import OAuthApp
 
 STOP_TIMEOUT_S = 30.0
 
 _CHILD = """
 import json, sys
-from hubmerge.localhub import User, serve
+from hubmerge.localhub import OAuthApp, User, serve
 options = json.load(sys.stdin)
 options["users"] = [User(u["name"], u["token"], u["role"], tuple(u["orgs"])) for u in options["users"]]
+options["apps"] = [OAuthApp(**{**a, "redirect_uris": tuple(a["redirect_uris"])}) for a in options["apps"]]
 def ready(hub):
     sys.stdout.write(hub.endpoint + "\\n")
     sys.stdout.flush()
@@ -36,15 +38,20 @@ class HubProcess:
         root: Folder of the hub.
         port: Port; 0 picks a free one. Give the old one to restart a killed hub under the same address.
         users: As for ``LocalHub``.
+        apps: Likewise.
         options: Further arguments of ``LocalHub``.
     """
 
-    def __init__(self, root: str | Path, *, port: int = 0, users: Sequence[User] = (), **options: Any) -> None:
+    def __init__(
+        self, root: str | Path, *, port: int = 0, users: Sequence[User] = (), apps: Sequence[OAuthApp] = (),
+        **options: Any,
+    ) -> None:  # fmt: skip
         self._users = tuple(users) or (LOCAL_USER,)
         settings = {
             "root": str(root),
             "port": port,
             "users": [asdict(user) for user in self._users],
+            "apps": [asdict(app) for app in apps],
             "faults": True,
             **options,
         }

@@ -205,6 +205,17 @@ class Repos:
                 (private, gated, disabled, repo.key),
             )
 
+    def set_hardware(self, repo: Repo, flavor: str) -> None:
+        """Note down what a Space is to run on."""
+        with self._database.write() as db:
+            db.execute("INSERT OR REPLACE INTO hardware VALUES (?, ?)", (repo.key, flavor))
+
+    def hardware(self, repo: Repo) -> str | None:
+        """What a Space is to run on; None if nobody has said."""
+        rows = self._database.connection().execute("SELECT flavor FROM hardware WHERE repo_id = ?", (repo.key,))
+        row = rows.fetchone()
+        return None if row is None else str(row["flavor"])
+
     def grant(self, repo: Repo, user: str) -> None:
         """Let a user download a gated repository's files."""
         with self._database.write() as db:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse, Response
 
-from hubmerge.localhub import api_discussions, api_git, api_jobs, api_oidc, api_repos, files, lfs
+from hubmerge.localhub import api_discussions, api_git, api_jobs, api_oauth, api_oidc, api_repos, api_spaces, files, lfs
 from hubmerge.localhub.errors import repo_not_found
 from hubmerge.localhub.http import Call, Route, route
 
@@ -31,7 +31,12 @@ def build_routes() -> list[Route]:
         route("POST", "/{prefix}{repo}.git/info/lfs/verify", lfs.verify),
         route("GET", "/{prefix}{repo}/resolve/{rev}/{path}", files.resolve),
         route("GET", api_oidc.PROVIDER_PATH, api_oidc.provide),
-        route("POST", "/oauth/token", api_oidc.exchange),
+        route("GET", "/.well-known/openid-configuration", api_oauth.configuration),
+        route("GET", "/oauth/jwks", api_oauth.keys),
+        route("GET", "/oauth/authorize", api_oauth.ask),
+        route("POST", "/oauth/authorize", api_oauth.decide),
+        route("POST", "/oauth/token", api_oauth.token),
+        route("GET", "/oauth/userinfo", api_oauth.userinfo),
         route("GET", "/api/whoami-v2", api_repos.whoami),
         route("POST", "/api/validate-yaml", api_repos.validate_yaml),
         route("POST", "/api/repos/create", api_repos.create_repo),
@@ -66,6 +71,8 @@ def build_routes() -> list[Route]:
         route("POST", f"{repo}/duplicate", api_repos.duplicate_repo),
         route("POST", f"{repo}/user-access-request/grant", api_repos.grant_access),
         route("POST", f"{repo}/user-access-request/handle", api_repos.handle_access),
+        route("GET", "/api/spaces/{repo}/runtime", api_spaces.runtime),
+        route("POST", "/api/spaces/{repo}/hardware", api_spaces.request_hardware),
         route("GET", talk, api_discussions.listing),
         route("POST", talk, api_discussions.create),
         route("GET", f"{talk}/{{num}}", api_discussions.details),

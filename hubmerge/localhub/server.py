@@ -20,6 +20,7 @@ from hubmerge.localhub.auth import DEFAULT_TOKEN, LOCAL_USER, Identity, User
 from hubmerge.localhub.core import LFS_THRESHOLD_BYTES, PAGE_SIZE, PART_SIZE_BYTES, URL_TTL_S, Core, HubConfig
 from hubmerge.localhub.faults import FaultBook, FaultMiddleware
 from hubmerge.localhub.http import Application
+from hubmerge.localhub.oauth import OAuthApp
 from hubmerge.localhub.protocol import HubProtocol
 from hubmerge.localhub.repos import Repo
 from hubmerge.localhub.routes import build_routes
@@ -77,6 +78,7 @@ class LocalHub:
         host: Address to listen on.
         port: Port; 0 picks a free one.
         users: Everyone with a token. Default: ``local`` with the write token ``hf_local``.
+        apps: Applications that people may sign in to.
         lfs_threshold_bytes: Files of at least this size are large files.
         part_size_bytes: Large files above this size are uploaded in parts.
         url_ttl_s: Lifetime of signed addresses.
@@ -102,6 +104,7 @@ class LocalHub:
         host: str = "127.0.0.1",
         port: int = 0,
         users: Sequence[User] = (),
+        apps: Sequence[OAuthApp] = (),
         lfs_threshold_bytes: int = LFS_THRESHOLD_BYTES,
         part_size_bytes: int = PART_SIZE_BYTES,
         url_ttl_s: float = URL_TTL_S,
@@ -131,7 +134,7 @@ class LocalHub:
             xet=xet,
         )
         try:
-            self.core = Core(Path(root), self._users, config)
+            self.core = Core(Path(root), self._users, config, apps)
         except BaseException:
             self._close_sockets()
             raise
@@ -241,6 +244,10 @@ class LocalHub:
     def set_disabled(self, repo_id: str, disabled: bool, *, repo_type: str = "model") -> None:
         """Switch a repository off, as the Hub's moderators do."""
         self.core.repos.configure(self._repo(repo_id, repo_type), disabled=disabled)
+
+    def register_app(self, app: OAuthApp) -> None:
+        """Let people sign in to an application, or change one."""
+        self.core.oauth.register(app)
 
     def trust(self, resource: str, **claims: str) -> None:
         """Add a trusted publisher: jobs with these claims may write to a repository, or read as a user.

@@ -65,6 +65,8 @@ class MethodForm:
     incremental: bool
     """Of a codec: whether tasks can be added and removed later without the others' models."""
     takes_weights: bool
+    draws: bool
+    """Whether it draws at random, so that a seed decides what comes out."""
     controls: tuple[Control, ...]
 
     @property
@@ -102,6 +104,7 @@ def form_of(algorithm: Algorithm | str) -> MethodForm:
         max_models=found.max_models if isinstance(found, Method) else None,
         incremental=found.incremental if isinstance(found, Codec) else False,
         takes_weights=is_method and found.problem(found.parameters(), (1.0, 0.5)) is None,
+        draws="random" in found.summary,  # every algorithm that draws says so there
         controls=tuple(_control(name, info) for name, info in found.parameters.model_fields.items()),
     )
 

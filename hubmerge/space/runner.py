@@ -7,13 +7,11 @@ signed in again, and continues from what it has staged.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from hubmerge.errors import UsageError
+from hubmerge.space.forge import Child, Forge
 from hubmerge.space.jobs import ACTIVE, QUEUED, RESUMABLE, UNFINISHED, Job, JobTable, State
 from hubmerge.space.orders import Order
 from hubmerge.space.safety import Limits, check_order
@@ -49,7 +48,7 @@ class _Running:
     """A job at work."""
 
     job: Job
-    process: subprocess.Popen[str] | None = None
+    process: Child | None = None
     ends_at: float = 0.0
     """Of the monotonic clock: when it is told to end, or killed if it was told."""
     why: State | None = None
@@ -64,7 +63,7 @@ class _Running:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the job's process, if it runs."""
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None:
             self.process.send_signal(number)
 
 
@@ -80,7 +79,8 @@ class Runner:
 
     def __init__(self, table: JobTable, folder: Path, limits: Limits | None = None, stderr: IO[Any] | None = None):
         self.table, self.limits = table, limits or Limits()
-        self._folder, self._stderr = folder / "running", stderr
+        self._folder = folder / "running"
+        self._forge = Forge(self._folder, environment(), stderr)
         self._visitors: dict[str, Visitor] = {}
         self._running: dict[str, _Running] = {}
         self._lock = threading.RLock()
@@ -106,6 +106,7 @@ class Runner:
         self._wake.set()
         for thread in self._threads:
             thread.join(GRACE_S + 5)
+        self._forge.close()
 
     def _start_thread(self, target: Any, name: str, *arguments: Any) -> None:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
@@ -261,19 +262,13 @@ class Runner:
 
     def _watch(self, one: _Running, visitor: Visitor, folder: Path) -> dict[str, Any]:
         """Start the process, write down what it tells, and return its last word."""
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "hubmerge.space.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, encoding="utf-8",
-            cwd=folder, env=_environment(folder), start_new_session=True,
-        )  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
+        process = self._forge.begin(folder)
         end: dict[str, Any] = {}
         try:
             with self._lock:
                 one.process = process
                 if one.why is not None:
-                    process.terminate()
+                    process.send_signal(signal.SIGTERM)
             process.stdin.write(asked_of(one.job.order, visitor, self.limits))
             process.stdin.flush()  # and left open: its end tells the job that the server is gone
             for line in process.stdout:
@@ -288,10 +283,10 @@ class Runner:
         except BrokenPipeError:
             log.warning("job %s ended before it had begun", one.job.id)
         finally:
-            process.stdout.close()
             end.setdefault("code", process.wait())
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
+            with self._lock:
+                one.process = None
+                process.close()
         return end
 
     def _write_down(self, one: _Running, told: dict[str, Any]) -> None:
@@ -335,9 +330,10 @@ def whose_turn(
     )
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Of the forge and all jobs; their folders are relative on purpose: each job has a working directory of its own."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    places = dict.fromkeys(("HOME", "TMPDIR", "HF_HOME"), str(folder))
+    places = dict.fromkeys(("HOME", "TMPDIR", "HF_HOME"), ".")
     return {
         **kept, **places, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONDONTWRITEBYTECODE": "1",

@@ -79,7 +79,7 @@ def check_recipe(text: str, limits: Limits) -> Recipe:
     for value in _texts(recipe.model_dump(mode="json")):
         _check_text("the recipe", value)  # as it is after YAML's escapes
     for what, ref in _references(recipe):
-        _check_repo(what, ref)
+        check_repo(what, ref)
     if recipe.card.template is not None:
         raise UsageError("card.template is a file, and this page has none of yours", hint="Leave out card.template.")
     if not type(get_algorithm(recipe.method)).__module__.startswith(_BUILT_IN):
@@ -143,10 +143,7 @@ def check_order(order: Order, limits: Limits) -> Order:
     """
     if order.kind not in KINDS:
         raise UsageError(f"{order.kind!r} is nothing that can be done here", hint=f"There are {', '.join(KINDS)}.")
-    if not _TARGET.fullmatch(order.target) or ref_problem(order.target, None) is not None:
-        raise UsageError(
-            f"{_shown(order.target)} is no repository to publish to", hint="Write your-name/name-of-the-model."
-        )
+    check_target(order.target)
     _check_text("the licence", order.license)
     if order.kind == "merge" or order.kind == "bundle create":
         recipe = check_recipe(order.recipe, limits)
@@ -161,19 +158,34 @@ def check_order(order: Order, limits: Limits) -> Order:
     return replace(order, recipe="")
 
 
+def check_target(target: str) -> None:
+    """Refuse what cannot be published to.
+
+    Raises:
+        UsageError: It is no repository.
+    """
+    if not _TARGET.fullmatch(target) or ref_problem(target, None) is not None:
+        raise UsageError(f"{_shown(target)} is no repository to publish to", hint="Write your-name/name-of-the-model.")
+
+
 def _check_change(order: Order) -> None:
     """What is done with a bundle that is there."""
     if order.kind == "bundle add":
-        _check_repo("the model", order.model)
+        check_repo("the model", order.model)
         if not order.task:
             return
     elif order.kind == "bundle retrieve":
-        _check_repo("the bundle", order.bundle)
+        check_repo("the bundle", order.bundle)
     if problem := name_problem(order.task):
         raise UsageError(f"the task: {problem}", hint="Choose one of the bundle's tasks, or another name.")
 
 
-def _check_repo(what: str, ref: str) -> None:
+def check_repo(what: str, ref: str) -> None:
+    """Refuse what is no repository of the Hub.
+
+    Raises:
+        UsageError: It is a local path, another host's address, or nothing at all.
+    """
     repo, _, revision = ref.partition("@")
     if looks_local(repo) or ref_problem(repo, revision or None) is not None:
         raise UsageError(

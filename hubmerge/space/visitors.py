@@ -30,10 +30,10 @@ def sign_in(token: str | None, endpoint: str | None = None) -> Visitor:
 
     Raises:
         AccessError: No token, or one that the Hub does not know.
-        TransportError: The Hub could not be reached.
+        SourceError: The Hub could not be reached, or what it said makes no sense.
     """
     if not token:
         raise AccessError("you are not signed in", hint="Sign in with Hugging Face first.")
     hub = Hub(endpoint, token)
-    found = hub.call("sign in", "", hub.api.whoami)
-    return Visitor(str(found["name"]), token, endpoint)
+    name = hub.call("sign in", "", lambda: str(hub.api.whoami()["name"]))
+    return Visitor(name, token, endpoint)

@@ -1,4 +1,4 @@
-"""One job in a process of its own, started by ``runner``: ``python -m hubmerge.space.worker``.
+"""One job in a process of its own, which ``forge`` has made.
 
 The first line of stdin says what to do, with the visitor's token, which is nowhere else. Stdin stays open as long as
 the server lives. What happens is told on stdout, a JSON object a line. SIGTERM ends the job in an orderly way.
@@ -218,7 +218,3 @@ def asked_of(order: Order, visitor: Visitor, limits: Limits) -> str:
         "name": visitor.name, "token": visitor.token, "endpoint": visitor.endpoint,
         "order": asdict(order), "limits": asdict(limits),
     }) + "\n"  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from hubmerge.errors import AccessError, BudgetError, HubMergeError
 from hubmerge.localhub import LocalHub
+from hubmerge.quantities import size
+from hubmerge.space.bundle import bundle_facts
 from hubmerge.space.orders import Order
 from hubmerge.space.plan import job_offer, live_plan, machines
 from hubmerge.space.search import search
@@ -130,6 +132,33 @@ def test_a_bundle_is_created_extended_reduced_and_a_task_retrieved(scene: Scene,
     assert values.keys() == wanted.keys()
     assert all((values[n] - t).abs().max() < 0.5 for n, t in wanted.items())
     assert {"planning", "running", "publishing"} <= {t["state"] for t in told}
+
+
+def test_a_bundle_is_planned_as_it_will_be_and_shown_as_it_is(scene: Scene) -> None:
+    ann = scene.visitor(ANN)
+    plan = live_plan(ann, BUNDLE, "ann/bundle", SMALL)
+    assert (plan["kind"], plan["ok"], plan["fits_here"], plan["verdict"]) == ("bundle", True, True, "allowed")
+    assert [(s["role"], s["repo"], s["license"]) for s in plan["sources"]] == [
+        ("base", "local/base", "apache-2.0"), ("model", "local/a", "apache-2.0"),
+    ]  # fmt: skip
+    assert not live_plan(ann, BUNDLE, "", replace(SMALL, read_bytes=1))["fits_here"]
+    perform(Order("bundle create", "ann/bundle", recipe=BUNDLE), ann, SMALL, lambda _: None)
+    made = HfApi(endpoint=scene.town.hub.endpoint, token=ANN.token).model_info("ann/bundle", files_metadata=True)
+    weights = [s.size for s in made.siblings or () if s.rfilename.endswith(".safetensors")]
+    assert (plan["write"], plan["shards"]) == (size(sum(w or 0 for w in weights)), len(weights))
+    facts = bundle_facts(ann, "ann/bundle")
+    assert (facts["ok"], facts["codec"], facts["incremental"]) == (True, "magnitude_mask", True)
+    assert [(t["name"], t["repo"], t["license"]) for t in facts["tasks"]] == [("a", "local/a", "apache-2.0")]
+    for wrong in ("", "/etc", "../x", "local/base", "ann/none", "https://host/x"):
+        refused = bundle_facts(ann, wrong)
+        assert (refused["ok"], bool(refused["error"]), ANN.token in str(refused)) == (False, True, False)
+
+
+def test_a_plan_shows_the_card_before_anything_is_read(scene: Scene) -> None:
+    plan = live_plan(scene.visitor(ANN), RECIPE + "card: {title: A title}\n", "ann/merged", SMALL)
+    assert plan["card"].startswith("---\n")
+    assert "# A title" in plan["card"]
+    assert "ann/merged" in plan["card"]
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,9 +14,10 @@ from huggingface_hub import HfApi
 
 from hubmerge.errors import UsageError
 from hubmerge.localhub import Fault, LocalHub
+from hubmerge.space.forge import Child, Forge
 from hubmerge.space.jobs import Job, JobTable
 from hubmerge.space.orders import Order
-from hubmerge.space.runner import Runner, whose_turn
+from hubmerge.space.runner import Runner, environment, whose_turn
 from hubmerge.space.worker import asked_of
 from tests.space.scene import ANN, BOB, RECIPE, SMALL, USERS, Scene, open_scene, wait_for
 
@@ -43,7 +42,8 @@ def staged(scene: Scene) -> set[str]:
 
 
 def workers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "hubmerge.space.worker" in p.cmdline()]
+    forges = [p for p in psutil.Process().children() if "hubmerge.space.forge" in p.cmdline()]
+    return [child for forge in forges for child in forge.children()]
 
 
 def no_secrets(scene: Scene) -> None:
@@ -125,29 +125,28 @@ def test_a_job_that_is_killed_hurts_nobody_and_continues(scene: Scene) -> None:
 def test_a_job_ends_by_itself_when_its_server_is_gone_and_its_failure_names_no_token(scene: Scene) -> None:
     """Of two workers, one loses its server while it uploads, the other one is asked for what it may not read."""
     scene.town.hub.faults.add(Fault(method="PUT", path="^/_lfs/", times=None, stall_upload_after_bytes=0))
-    orphan = _worker(MERGE, scene)
-    refused = _worker(replace(MERGE, recipe=RECIPE.replace("local/a", "local/missing")), scene)
-    with orphan, refused:
-        assert orphan.stdout is not None
-        assert refused.stdout is not None
-        states = (json.loads(line)["state"] for line in orphan.stdout)
-        assert "running" in states  # and its first upload stalls
-        said, _ = orphan.communicate(timeout=60)  # closes its stdin
-        assert json.loads(said.splitlines()[-1])["end"] == "cancelled"
-        said = refused.stdout.read()
+    forge = Forge(scene.tmp, environment())
+    orphan = _worker(forge, MERGE, scene)
+    refused = _worker(forge, replace(MERGE, recipe=RECIPE.replace("local/a", "local/missing")), scene)
+    states = (json.loads(line)["state"] for line in orphan.stdout)
+    assert "running" in states  # and its first upload stalls
+    orphan.stdin.close()
+    assert json.loads(orphan.stdout.read().splitlines()[-1])["end"] == "cancelled"
+    said = refused.stdout.read()
     end = json.loads(said.splitlines()[-1])
     assert (end["end"], ANN.token in said) == ("failed", False)
     assert "local/missing" in end["message"]
+    for child in (orphan, refused):
+        assert child.wait() == 0
+        child.close()
+    forge.close()
 
 
-def _worker(order: Order, scene: Scene) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hubmerge.space.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    process.stdin.write(asked_of(order, scene.visitor(ANN), SMALL))
-    process.stdin.flush()
-    return process
+def _worker(forge: Forge, order: Order, scene: Scene) -> Child:
+    child = forge.begin(scene.tmp)
+    child.stdin.write(asked_of(order, scene.visitor(ANN), SMALL))
+    child.stdin.flush()
+    return child
 
 
 # --- whose turn it is: no process is needed for that ------------------------------------------------------------
