@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 
 EVERY_S = 0.5
 _PATIENCE_S = 120.0
@@ -32,7 +32,7 @@ class Visitor:
     """
 
     def __init__(self, url: str, name: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=_PATIENCE_S, headers={"origin": url})
+        self._client = httpx2.Client(base_url=url, timeout=_PATIENCE_S, headers={"origin": url})
         self.name = name
         asked = self._client.get("/login")
         consent = self._client.get(asked.headers["location"])
@@ -47,7 +47,7 @@ class Visitor:
         self.config: dict[str, Any] = self._client.get("/config").json()
         self._session = secrets.token_hex(8)
 
-    def get(self, path: str) -> httpx.Response:
+    def get(self, path: str) -> httpx2.Response:
         return self._client.get(path)
 
     def press(self, button: str, values: Mapping[str, Any]) -> str:
