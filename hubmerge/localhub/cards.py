@@ -46,6 +46,11 @@ def front_matter(text: str) -> str | None:
     return match[1] if match else None
 
 
+def body(text: str) -> str:
+    """What follows the front matter."""
+    return _FRONT_MATTER.sub("", text, count=1)
+
+
 def metadata(text: str | None) -> dict[str, Any]:
     """The card's metadata as JSON-ready values; empty if absent or unreadable."""
     block = front_matter(text or "")

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse, Response
 
-from hubmerge.localhub import api_discussions, api_git, api_jobs, api_oauth, api_oidc, api_repos, api_spaces, files, lfs
+from hubmerge.localhub import (
+    api_discussions,
+    api_git,
+    api_jobs,
+    api_oauth,
+    api_oidc,
+    api_pages,
+    api_repos,
+    api_spaces,
+    files,
+    lfs,
+)
 from hubmerge.localhub.errors import repo_not_found
 from hubmerge.localhub.http import Call, Route, route
 
@@ -87,4 +98,5 @@ def build_routes() -> list[Route]:
         route("GET", "/api/{type}/{rest}/revision/{rev}", _no_repo),
         route("GET", "/api/{type}/{rest}/tree/{rev}", _no_repo),
         route("GET", "/{prefix}{rest}/resolve/{rev}/{path}", _no_repo),
+        route("GET", "/{prefix}{repo}", api_pages.repository),
     ]

@@ -55,6 +55,7 @@ def test_two_models_and_an_adapter_are_merged(visit: Callable[..., Visit], town:
     ann.choose("Method", "ties")
     ann.fill("Publish to", "ann/by-clicking")
     ann.fill("Title of the card", "Made by clicking")
+    page.get_by_label("Make it public").check()
 
     expect(page.get_by_text("Planned: fits here")).to_be_visible()
     expect(page.get_by_text("May be published: apache-2.0")).to_be_visible()
@@ -68,6 +69,7 @@ def test_two_models_and_an_adapter_are_merged(visit: Callable[..., Visit], town:
     with page.context.expect_page() as opened:
         ann.job("ann/by-clicking").get_by_role("link").first.click()
     assert opened.value.url == f"{town.endpoint}/ann/by-clicking"
+    expect(opened.value.get_by_role("heading", level=1)).to_have_text("Made by clicking")
     assert any(f.endswith(".safetensors") for f in town.files("ann/by-clicking"))
 
 
