@@ -26,7 +26,7 @@ _PAGE = """\
 body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; }}
 main {{ overflow-wrap: anywhere; }}
 pre, table {{ display: block; overflow-x: auto; }}
-th, td {{ padding: 0 1rem 0 0; text-align: left; }}
+th, td {{ padding: 0 1rem 0 0; text-align: left; overflow-wrap: normal; }}
 img {{ max-width: 100%; background: white; }}
 </style>
 </head>
