@@ -115,6 +115,7 @@ _CAPTURES = {
     "type": r"(?P<type>models|datasets|spaces)",
     "prefix": r"(?P<type>datasets/|spaces/)?",
     "repo": r"(?P<repo>[^/]+/[^/]+)",
+    "shown": r"(?P<repo>(?!_|api/|oauth/)[^/]+/[^/]+)",
     "rev": r"(?P<rev>refs/(?:pr|convert)/[^/]+|[^/]+)",
     "path": r"(?P<path>.+)",
 }

@@ -98,5 +98,5 @@ def build_routes() -> list[Route]:
         route("GET", "/api/{type}/{rest}/revision/{rev}", _no_repo),
         route("GET", "/api/{type}/{rest}/tree/{rev}", _no_repo),
         route("GET", "/{prefix}{rest}/resolve/{rev}/{path}", _no_repo),
-        route("GET", "/{prefix}{repo}", api_pages.repository),
+        route("GET", "/{prefix}{shown}", api_pages.repository),
     ]

@@ -55,6 +55,9 @@ def test_the_card_and_links_to_the_files(hub: LocalHub) -> None:
         assert httpx2.get(f"{hub.endpoint}/local/shown/resolve/main/{link}").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/local/hidden", "/local/missing", "/api/nothing", "/local"])
-def test_strangers_see_no_private_page_and_no_other(hub: LocalHub, path: str) -> None:
-    assert httpx2.get(hub.endpoint + path).status_code in (401, 404)
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/local/hidden", 401), ("/local/missing", 401), ("/local", 404), ("/api/nothing", 404), ("/_admin/none", 404)],
+)
+def test_strangers_see_no_private_page_and_no_other(hub: LocalHub, path: str, status: int) -> None:
+    assert httpx2.get(hub.endpoint + path).status_code == status
