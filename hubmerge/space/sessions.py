@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_COOKIE_BYTES = 4000
 """Of name and value; browsers keep no more than 4096 of both with the attributes."""
+_ENCRYPTED = re.compile(r"[\w-]+", re.ASCII)
+"""Without this, a cookie would be taken in other spellings, too: decoders of base64 pass over what they do not know."""
 _PURPOSE = b"hubmerge: sessions of the web form, 1"
 _SETTINGS = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 _HINT = "A Space with `hf_oauth: true` sets OAUTH_CLIENT_ID, OAUTH_CLIENT_SECRET, OAUTH_SCOPES, OPENID_PROVIDER_URL."
@@ -148,7 +151,7 @@ class Cookies:
     def visitor_of(self, request: WithCookies) -> Visitor | None:
         """Who sent a request; None without a cookie, with one that is not this server's, and after its time."""
         value = request.cookies.get(self.name)
-        if not isinstance(value, str) or not value.isascii():
+        if not isinstance(value, str) or not _ENCRYPTED.fullmatch(value):
             return None
         try:
             known = json.loads(self._fernet.decrypt(value + "=" * (-len(value) % 4)))

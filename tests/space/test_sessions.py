@@ -82,6 +82,7 @@ def test_a_changed_cookie_is_nobody_s(data: st.DataObject):
 @FEW
 @given(st.one_of(st.none(), st.integers(), st.text(alphabet=st.characters(codec="latin-1"))))
 @example("gAAAAA")
+@example("")
 @example("=" * 5000)
 @example("é")
 def test_anything_else_is_nobody_s(value: Any):
