@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import uvicorn
 
+from hubmerge.listening import QuietServer, listen
 from hubmerge.localhub.admin import AdminMiddleware
 from hubmerge.localhub.api_oidc import PROVIDER_PATH
 from hubmerge.localhub.auth import DEFAULT_TOKEN, LOCAL_USER, Identity, User
@@ -28,43 +26,6 @@ from hubmerge.localhub.wire import Limits, RequestLog, WireMiddleware
 
 KEEP_ALIVE_S = 75
 GRACE_S = 2
-BACKLOG = 512
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server, ending quietly on a signal instead of raising it again afterwards."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self.handle_exit(number, frame)
-
-        previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named; with it, every answer takes 40 ms.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    sock.setblocking(False)
-    return sock
 
 
 class LocalHub:
@@ -120,9 +81,9 @@ class LocalHub:
         self.requests = RequestLog()
         self.limits = Limits(read_limit_bytes_s, write_limit_bytes_s)
         self._users = tuple(users) or (LOCAL_USER,)
-        self._sockets = [_listen(host, port)]
+        self._sockets = [listen(host, port)]
         if separate_cdn:
-            self._sockets.append(_listen(host, 0))
+            self._sockets.append(listen(host, 0))
         config = HubConfig(
             lfs_threshold_bytes=lfs_threshold_bytes,
             part_size_bytes=part_size_bytes,
@@ -140,7 +101,7 @@ class LocalHub:
             raise
         shown = f"[{host}]" if ":" in host else host
         self.endpoint = f"http://{shown}:{self.port}"
-        self._server = _Server(self._uvicorn_config())
+        self._server = QuietServer(self._uvicorn_config())
         self._thread: threading.Thread | None = None
 
     @property

@@ -7,12 +7,9 @@ import copy
 import fcntl
 import logging
 import os
-import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -20,6 +17,7 @@ from uvicorn.config import LOGGING_CONFIG
 
 from hubmerge.errors import AccessError, UsageError
 from hubmerge.hub import Hub
+from hubmerge.listening import QuietServer, listen
 from hubmerge.quantities import size
 from hubmerge.space.app import Service, build_app
 from hubmerge.space.jobs import JobTable
@@ -33,8 +31,6 @@ CONNECTIONS = 1000
 KEEP_ALIVE_S = 30
 GRACE_S = 1
 """For answers that are under way when the server ends; every open page listens to one that has no end."""
-BACKLOG = 512
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(
@@ -96,8 +92,8 @@ def sessions_of(environment: Mapping[str, str], site: Site, host: str, endpoint:
     return OwnMachine(site, sign_in(token, endpoint))
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, which says when it is ready, and ends quietly instead of raising a signal again."""
+class _Server(QuietServer):
+    """A server which says when it is ready."""
 
     when_started: Callable[[], None]
 
@@ -105,22 +101,6 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self.when_started()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self.handle_exit(number, frame)
-
-        previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -138,19 +118,12 @@ def _locked(data: Path) -> Iterator[None]:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named; with it, every answer takes 40 ms.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
+        return listen(host, port)
     except OSError as error:
-        sock.close()
         raise UsageError(
             f"cannot listen on {host}:{port}: {error.strerror}", hint="Give another --port; 0 takes a free one."
         ) from error
-    return sock
 
 
 def _machine(limits: Limits) -> str:
